@@ -1,0 +1,201 @@
+"""Finding scenes and fetching them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from datetime import date
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from shapely import from_wkt, union_all
+from shapely.geometry import box
+from shapely.geometry.base import BaseGeometry
+
+from covermap.config import Period, Provider, Sensor
+from covermap.errors import CoverageError
+from covermap.files import whole
+from covermap.labels import check_overlap, in_degrees
+from covermap.providers import PROVIDERS
+from covermap.scenes import Item, footprint, meets, moment, read_listing, sensor_of
+
+log = logging.getLogger(__name__)
+
+GLOBE = box(-180, -90, 180, 90)
+MISSION = Period(start=date(2014, 1, 1), end=date(2099, 12, 31))
+
+
+def search_scenes(
+    listing: Path,
+    area: str,
+    period: Period,
+    sensors: tuple[Sensor, ...],
+    provider: Provider,
+    max_cloud: float,
+    catalog: Path | None,
+    pinned: Path | None,
+    labels: Path | None,
+) -> None:
+    """Write the list of the scenes that an area needs.
+
+    Parameters
+    ----------
+    listing
+        Output: a FeatureCollection of STAC items sorted by id; the same answer gives the same bytes.
+    area
+        Polygon in lon/lat as WKT.
+    max_cloud
+        Sentinel-2 scenes with a greater ``eo:cloud_cover`` are left out [%].
+    catalog
+        The file that the provider reads, where it reads one.
+    pinned
+        A list that a person chose instead of a search; its scenes of the area, sensors and period are all taken.
+    labels
+        Label file, which must meet the area; checked here, before anything is fetched.
+
+    Raises
+    ------
+    CoverageError
+        A sensor has no scene, or the labels lie elsewhere.
+    ProductError
+        The catalogue, the pinned list or the label file is broken.
+    """
+    polygon = from_wkt(area)
+    if labels:
+        check_overlap(labels, polygon)
+    search = partial(import_module(PROVIDERS[provider.name]).search, catalog=catalog)
+    found = read_pinned(pinned, polygon, period, sensors) if pinned else search(polygon, period, sensors)
+    items = found if pinned else newest_baseline(clear_enough(found, max_cloud))
+    for sensor in sensors:
+        scenes = [item for item in items if sensor_of(item) == sensor]
+        if not scenes:
+            reason = PIN_OTHERS if pinned else _why_none(search, polygon, period, sensor, found, max_cloud)
+            raise CoverageError(
+                f"{pinned or f'provider {provider.name}'} has no {sensor} scene of the area {in_degrees(polygon)} "
+                f"from {period.start} to {period.end}: {reason}"
+            )
+        log.info("%s: %d scenes", sensor, len(scenes))
+        _warn_of_gaps(sensor, scenes, polygon)
+    _write_listing(listing, items)
+
+
+def download_scene(product: Path, item: dict[str, Any], provider: str) -> None:
+    """Fetch a scene's files as one zip at ``product``, whole or absent."""
+    import_module(PROVIDERS[provider]).fetch(item, product)
+
+
+def _cloud_cover(item: Item) -> float:
+    return float(item["properties"].get("eo:cloud_cover") or 0)
+
+
+def clear_enough(items: Iterable[Item], max_cloud: float) -> list[Item]:
+    """The items without Sentinel-2 scenes that have more clouds than ``max_cloud`` [%]; without a figure one stays."""
+    clear = []
+    for item in items:
+        if sensor_of(item) == "sentinel2" and _cloud_cover(item) > max_cloud:
+            log.info("%s left out: %g %% of clouds, at most %g %%", item["id"], _cloud_cover(item), max_cloud)
+        else:
+            clear.append(item)
+    return clear
+
+
+def newest_baseline(items: Sequence[Item]) -> list[Item]:
+    """The items without those of a Sentinel-2 acquisition that another processed with a later baseline.
+
+    An acquisition is a tile, a platform and the time in the product's name, or the item's own to the second. Two
+    products of one baseline are both kept: they may be the two parts of a tile that two ground stations received.
+    """
+    acquisitions: dict[tuple[str, ...], list[Item]] = defaultdict(list)
+    for item in items:
+        acquisitions[_acquisition(item)].append(item)
+    kept = set()
+    for same in acquisitions.values():
+        newest = max(map(_baseline, same))
+        winners = [item["id"] for item in same if _baseline(item) == newest]
+        kept.update(winners)
+        for item in same:
+            if item["id"] not in kept:
+                log.info("%s left out: %s has the later baseline %s", item["id"], winners[0], newest)
+    return [item for item in items if item["id"] in kept]
+
+
+PRODUCT_NAME = re.compile(r"S2._MSIL2A_(?P<time>\d{8}T\d{6})_N(?P<baseline>\d{4})_R\d{3}_T(?P<tile>\w{5})_")
+
+
+def _product_name(item: Item) -> re.Match[str] | None:
+    return PRODUCT_NAME.match(str(item["properties"].get("s2:product_uri") or item["id"]))
+
+
+def _acquisition(item: Item) -> tuple[str, ...]:
+    properties, name = item["properties"], _product_name(item)
+    tile = properties.get("s2:mgrs_tile") or str(properties.get("grid:code") or "").removeprefix("MGRS-")
+    tile = name["tile"] if name else str(tile).removeprefix("T")
+    if sensor_of(item) != "sentinel2" or not tile:
+        return (item["id"],)
+    time = name["time"] if name else f"{moment(item):%Y%m%dT%H%M%S}"
+    return str(properties.get("platform", "")).lower(), tile, time
+
+
+def _baseline(item: Item) -> str:
+    name = _product_name(item)
+    told = item["properties"].get("s2:processing_baseline") or item["properties"].get("processing:version")
+    return str(told).replace(".", "").zfill(4) if told else name["baseline"] if name else "0000"
+
+
+def read_pinned(pinned: Path, area: BaseGeometry, period: Period, sensors: Sequence[str]) -> list[Item]:
+    """Items of a pinned list that belong to the area and period, those of other sensors left out; the log names all."""
+    scenes = []
+    for name, item in read_listing(pinned).items():
+        if not meets(item, area):
+            log.warning("%s of %s left out: it does not meet the area", name, pinned)
+        elif not period.start <= moment(item).date() <= period.end:
+            log.warning("%s of %s left out: it is not of %s to %s", name, pinned, period.start, period.end)
+        elif sensor_of(item) in sensors:
+            scenes.append(item)
+    return scenes
+
+
+PIN_OTHERS = "pin scenes of this area, period and sensor, or take the sensor out of the area's sensors"
+
+
+def _why_none(
+    search: Callable[..., list[Item]],
+    area: BaseGeometry,
+    period: Period,
+    sensor: str,
+    found: Sequence[Item],
+    max_cloud: float,
+) -> str:
+    """Whether scenes were too cloudy, or are of other days or elsewhere, and what to change."""
+    clouds = [_cloud_cover(item) for item in found if sensor_of(item) == sensor]
+    if clouds:
+        return (
+            f"{len(clouds)} have more clouds than max_cloud {max_cloud:g} %, the clearest {min(clouds):g} %, so raise "
+            "max_cloud or widen the period"
+        )
+    other_days = sorted(moment(item).date() for item in search(area, MISSION, [sensor]))
+    if other_days:
+        return f"{len(other_days)} are of days outside, from {other_days[0]} to {other_days[-1]}, so change the period"
+    elsewhere = search(GLOBE, period, [sensor])
+    if elsewhere:
+        extent = in_degrees(union_all([footprint(item) for item in elsewhere]))
+        return f"{len(elsewhere)} of the period lie elsewhere, at {extent}, so check the area or bring its scenes"
+    return "it has none of any other place in this period either, so take another provider or other sensors"
+
+
+def _warn_of_gaps(sensor: str, scenes: Sequence[Item], area: BaseGeometry) -> None:
+    covered = union_all([footprint(item) for item in scenes])
+    share = area.difference(covered).area / area.area  # of one area in degrees: good enough for a warning
+    if share > 1e-4:
+        log.warning("%.1f %% of the area has no %s scene at all and stays without it", 100 * share, sensor)
+
+
+def _write_listing(listing: Path, items: Iterable[Item]) -> None:
+    content = {"type": "FeatureCollection", "features": sorted(items, key=lambda item: item["id"])}
+    with whole(listing) as part:
+        part.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,66 @@
+"""Files that appear whole or not at all, and folders for the finished parts of a long job."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from glob import escape
+from pathlib import Path
+
+
+@contextmanager
+def whole(output: Path) -> Iterator[Path]:
+    """A name to write ``output`` under; it takes its own name when the block ends well, and is removed otherwise."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for stale in output.parent.glob(f".{escape(output.name)}.*{escape(output.suffix)}"):
+        if stale.is_file() and not _alive(stale.suffixes[-2 if output.suffix else -1]):
+            stale.unlink(missing_ok=True)
+    part = output.with_name(f".{output.name}.{os.getpid()}{output.suffix}")
+    try:
+        yield part
+        os.replace(part, output)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _alive(suffix: str) -> bool:
+    """Whether the process that a part is named after still runs; its part is its own."""
+    try:
+        os.kill(int(suffix[1:]), 0)
+    except ValueError:
+        return True
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def scratch(output: Path) -> Iterator[Path]:
+    """A file beside ``output`` that is gone when the block ends."""
+    draft = output.with_name(f".{output.name}.draft.{os.getpid()}{output.suffix}")
+    try:
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def unfinished(output: Path, **settings: object) -> Iterator[Path]:
+    """Folder for the finished parts of ``output``, kept when the job dies and found again by its retry.
+
+    It is named after the settings, so that parts made with others are never mixed in; those are removed.
+    """
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    parts = output.with_name(f".{output.name}.{key}")
+    for stale in output.parent.glob(f".{output.name}.*"):
+        if stale != parts and stale.is_dir():
+            shutil.rmtree(stale)
+    parts.mkdir(parents=True, exist_ok=True)
+    yield parts
+    shutil.rmtree(parts)

@@ -1,0 +1,39 @@
+"""After a kill: wait for a Snakemake that still runs here, and remove the lock of one that does not.
+
+``python -m covermap.lock`` runs before each ``make`` target that starts the workflow.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+
+def holders(folder: Path) -> list[int]:
+    """Process numbers of the Snakemakes whose working directory is ``folder``."""
+    found = []
+    for process in psutil.process_iter(["pid", "cwd", "cmdline"]):
+        command = process.info["cmdline"] or []
+        if process.info["cwd"] == str(folder) and any(Path(word).name == "snakemake" for word in command[:3]):
+            found.append(process.info["pid"])
+    return found
+
+
+def release(folder: Path) -> None:
+    """Wait until no Snakemake works in ``folder``, then remove a lock that a killed one left."""
+    told = False
+    while running := holders(folder):
+        if not told:
+            print(f"covermap already runs here (process {', '.join(map(str, running))}): waiting for it", flush=True)
+            told = True
+        time.sleep(1)
+    if any((folder / ".snakemake" / "locks").glob("*")):
+        subprocess.run([sys.executable, "-m", "snakemake", "--unlock", "--quiet"], cwd=folder, check=True)
+
+
+if __name__ == "__main__":
+    release(Path.cwd())

@@ -1,0 +1,160 @@
+"""Prediction of a block in overlapping windows of a lattice that does not know of blocks.
+
+Windows lie on the CRS's own lattice and reach into the neighbours' stacks. Every pixel sums the same windows in the
+same order wherever blocks are cut, so blocks never show.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from covermap.config import Prediction
+from covermap.errors import ModelError
+from covermap.grid import Grid, false_origin
+from covermap.inputs import DTYPE, NODATA, observed
+from covermap.models.normalise import Normalised
+from covermap.raster import write_raster
+from covermap.stack import read_stack
+from covermap.train import load_weights, on_device, reduced_precision, use_device
+
+log = logging.getLogger(__name__)
+
+CONFIDENCE_NODATA = 255
+
+
+def predict_block(
+    weights: Path,
+    stacks: list[Path],
+    prediction: Path,
+    block: Grid,
+    blocks: list[Grid],
+    settings: Prediction,
+    torch_threads: int,
+) -> None:
+    """Classes and confidence of a block.
+
+    Parameters
+    ----------
+    weights : of a trained network.
+    stacks : of the block and of its neighbours.
+    prediction : GeoTIFF with class ids (0 without any observation) and confidence in per cent (255 without).
+    block : grid of the block.
+    blocks : grid of each stack.
+    settings : windows, overlap, batch.
+    torch_threads : results are identical at one number of threads.
+    """
+    device = use_device(torch_threads)
+    net, classes = load_weights(weights, device)
+    multiple = getattr(net.network, "multiple", 1)
+    if settings.window_pixels % multiple:
+        raise ModelError(f"prediction.window_pixels is {settings.window_pixels}: expected a multiple of {multiple}")
+    sources = list(zip(blocks, stacks, strict=True))
+    out = np.concatenate(list(predict_rows(net, len(classes), sources, block, settings, device)), 1)  # (2, y, x)
+    write_raster(prediction, out, block, nodata=CONFIDENCE_NODATA, descriptions=("class", "confidence"))
+
+
+def window_starts(first: int, length: int, window: int, step: int) -> range:
+    """Starts, on multiples of ``step`` of the lattice, of all windows that meet pixels [first, first + length)."""
+    return range(math.ceil((first - window + 1) / step) * step, first + length, step)
+
+
+def blend_weights(window: int, step: int) -> np.ndarray:
+    """Weight of a window's pixels along one axis: float32 (window,), a Hann bell, flat where windows do not overlap."""
+    if step == window:
+        return np.ones(window, np.float32)
+    return (np.sin(np.pi * (np.arange(window) + 0.5) / window) ** 2).astype(np.float32)
+
+
+def predict_rows(
+    net: Normalised,
+    classes: int,
+    sources: list[tuple[Grid, Path]],
+    block: Grid,
+    settings: Prediction,
+    device: torch.device,
+) -> Iterator[np.ndarray]:
+    """Finished bands of rows of a block, from north to south: uint8 (2, rows, x), class and confidence.
+
+    Memory is bounded by one row of windows: classes x window x block width.
+    """
+    window = settings.window_pixels
+    step = window - int(window * settings.overlap)
+    shapes = net.shapes
+    east0, north0 = false_origin(block.crs)
+    left, top = round((block.left - east0) / block.pixel_m), round((north0 - block.top) / block.pixel_m)
+    bell = blend_weights(window, step)
+    blend = torch.from_numpy(bell[:, None] * bell[None, :]).to(device)  # (window, window)
+    starts = list(window_starts(top, block.height, window, step))
+    columns = list(window_starts(left, block.width, window, step))
+    # `total` holds the lattice rows [row, row + window) and the block's columns with a window's margin on both sides
+    width = columns[-1] + window - columns[0]
+    total = torch.zeros(classes + 1, window, width, device=device)
+    for number, row in enumerate(tqdm(starts, "predict", disable=not sys.stderr.isatty())):
+        for first in range(0, len(columns), settings.batch):
+            chosen = columns[first : first + settings.batch]
+            batch = [read_lattice(sources, block.window(row - top, c - left, window, window), shapes) for c in chosen]
+            scored = window_probabilities(net, batch, settings.batch, device)  # (batch, K, window, window)
+            for place, values in zip(chosen, scored, strict=False):
+                at = slice(place - columns[0], place - columns[0] + window)
+                total[:-1, :, at] += values * blend
+                total[-1, :, at] += blend
+        done = step if number + 1 < len(starts) else window
+        low, high = max(row, top), min(row + done, top + block.height)
+        if low < high:
+            part = total[:, low - row : high - row, left - columns[0] : left - columns[0] + block.width]
+            inputs = read_lattice(sources, block.window(low - top, 0, high - low, block.width), shapes)
+            yield classify(part, observed(inputs))
+        total = torch.cat([total[:, step:], torch.zeros_like(total[:, :step])], 1)
+        log.info("window row %d of %d", number + 1, len(starts))
+
+
+def read_lattice(
+    sources: list[tuple[Grid, Path]], grid: Grid, shapes: dict[str, tuple[int, int]]
+) -> dict[str, np.ndarray]:
+    """Integers (T, C, y, x) of any window of the lattice, put together from the stacks that it meets."""
+    out = {key: np.full((*shape, *grid.shape), NODATA[key], DTYPE[key]) for key, shape in shapes.items()}
+    for block, path in sources:
+        part = block.cropped(grid.bounds)
+        if part is None:
+            continue
+        row, column = part.offset_in(block)
+        read = read_stack(path, slice(row, row + part.height), slice(column, column + part.width))
+        row, column = part.offset_in(grid)
+        for key, shape in shapes.items():
+            if key not in read or read[key].shape[:2] != shape:
+                found = read[key].shape[:2] if key in read else "none"
+                raise ModelError(
+                    f"stack {path} has {found} steps and bands of {key}, the network learned from {shape}: "
+                    "map an area with the sensors, months and bands of the training area"
+                )
+            out[key][:, :, row : row + part.height, column : column + part.width] = read[key]
+    return out
+
+
+@torch.inference_mode()
+def window_probabilities(
+    net: Normalised, windows: list[dict[str, np.ndarray]], size: int, device: torch.device
+) -> Tensor:
+    """Class probabilities (size, K, y, x); the batch is filled up, since kernels differ with its size."""
+    filled = windows + windows[:1] * (size - len(windows))
+    batch = on_device({key: np.stack([window[key] for window in filled]) for key in net.shapes}, device)
+    with reduced_precision(device):
+        return net.probabilities(batch)
+
+
+def classify(total: Tensor, seen: np.ndarray) -> np.ndarray:
+    """Class ids and confidence in per cent: uint8 (2, y, x) from summed probabilities and weights (K + 1, y, x)."""
+    mean = total[:-1] / total[-1:]  # (K, y, x)
+    confidence, best = mean.max(0)
+    classes = np.where(seen, best.cpu().numpy() + 1, 0)
+    per_cent = np.where(seen, (100 * confidence).round().cpu().numpy(), CONFIDENCE_NODATA)
+    return np.stack([classes, per_cent]).astype(np.uint8)

@@ -1,0 +1,340 @@
+import json
+import logging
+import zipfile
+from pathlib import Path
+
+import pytest
+from shapely.geometry import box, mapping
+
+from covermap.config import Period, Provider
+from covermap.download import download_scene, newest_baseline, search_scenes
+from covermap.errors import CoverageError, ProductError, SettingError
+from covermap.providers import demo, stac
+from covermap.scenes import read_listing
+
+AREA = box(10.2, 50.2, 10.4, 50.4)
+AUGUST = Period(start="2021-08-01", end="2021-08-31")
+
+
+def scene(name, time="2021-08-10T10:00:00Z", west=10.0, cloud=None, sensor=2, **properties):
+    """An item whose only asset is a SAFE folder beside the catalogue."""
+    if cloud is not None:
+        properties["eo:cloud_cover"] = cloud
+    return {
+        "type": "Feature",
+        "stac_version": "1.0.0",
+        "id": name,
+        "geometry": mapping(box(west, 50, west + 1, 51)),
+        "properties": {"datetime": time, "platform": f"sentinel-{sensor}a", **properties},
+        "links": [{"rel": "self", "href": "gone.json"}],
+        "assets": {"product": {"href": f"products/{name}.SAFE", "roles": ["data"]}},
+    }
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    """Working directory, as Snakemake's jobs have it."""
+    folder = tmp_path / "root"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def write_catalog(folder: Path, *items) -> Path:
+    for item in items:
+        for asset in item["assets"].values():
+            if asset["href"].endswith(".SAFE"):
+                safe = folder / asset["href"]
+                (safe / "measurement").mkdir(parents=True, exist_ok=True)
+                (safe / "manifest.safe").write_text(item["id"])
+                (safe / "measurement" / "a.tiff").write_bytes(b"12345")
+    path = folder / "items.json"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": list(items)}))
+    return path
+
+
+def search(catalog, listing=Path("listing.json"), sensors=("sentinel2",), area=AREA, period=AUGUST, **more):
+    settings = {"max_cloud": 60, "pinned": None, "labels": None, **more}
+    provider = Provider(name="stac", catalog=catalog)
+    search_scenes(
+        listing, area=area.wkt, period=period, sensors=sensors, provider=provider, catalog=catalog, **settings
+    )
+    return list(read_listing(listing).values())
+
+
+# --- search ---
+
+
+def test_search_takes_area_period_and_sensor(root):
+    catalog = write_catalog(
+        root,
+        scene("last_day", "2021-08-31T23:59:59Z"),
+        scene("first_day", "2021-08-01T00:00:00Z"),
+        scene("too_late", "2021-09-01T00:00:00Z"),
+        scene("late_in_utc", "2021-08-31T22:00:00-03:00"),
+        scene("elsewhere", west=20),
+        scene("radar", sensor=1),
+    )
+    assert [item["id"] for item in search(catalog)] == ["first_day", "last_day"]
+    assert [item["id"] for item in search(catalog, sensors=("sentinel1", "sentinel2"))] == [
+        "first_day",
+        "last_day",
+        "radar",
+    ]
+
+
+def test_hrefs_below_the_working_directory_are_relative_and_others_absolute(root, tmp_path):
+    for folder, expected in (
+        (root / "data", "data/products/a.SAFE"),
+        (tmp_path / "out", f"{tmp_path}/out/products/a.SAFE"),
+    ):
+        folder.mkdir()
+        (found,) = search(write_catalog(folder, scene("a")))
+        assert found["assets"]["product"]["href"] == expected
+
+
+def test_the_same_answer_gives_the_same_bytes(root):
+    scenes = [scene("b"), scene("a")]
+    search(write_catalog(root, *scenes), Path("one.json"))
+    search(write_catalog(root, *reversed(scenes)), Path("two.json"))
+    assert Path("one.json").read_bytes() == Path("two.json").read_bytes()
+
+
+def test_tree_of_catalogues_even_with_a_loop(root):
+    write_catalog(root, scene("a"))
+    (root / "items").mkdir()
+    item = scene("a")
+    item["assets"]["product"]["href"] = "../products/a.SAFE"
+    (root / "items" / "a.json").write_text(json.dumps(item))
+    links = [{"rel": "item", "href": "items/a.json"}, {"rel": "child", "href": "catalog.json"}, {"rel": "parent"}]
+    (root / "collection.json").write_text(json.dumps({"type": "Collection", "links": links}))
+    links = [{"rel": "child", "href": "./collection.json"}, {"rel": "self", "href": "https://example.org/catalog.json"}]
+    (root / "catalog.json").write_text(json.dumps({"type": "Catalog", "links": links}))
+    assert [item["id"] for item in search(Path("catalog.json"))] == ["a"]
+
+
+def test_remote_assets_give_way_to_local_ones(root):
+    item = scene("a")
+    item["assets"] = {
+        "blue": {"href": "B02.tif"},
+        "coastal": {"href": "https://example.org/B01.tif", "type": "image/tiff"},
+        "thumbnail": {"href": "preview.tif", "roles": ["thumbnail"]},
+        "metadata": {"href": "a.xml", "type": "application/xml"},
+        "mosaic": {"href": "a.vrt", "type": "image/tiff"},
+    }
+    (root / "B02.tif").write_bytes(b"II*")
+    assert list(search(write_catalog(root, item))[0]["assets"]) == ["blue"]
+    del item["assets"]["blue"]
+    with pytest.raises(
+        SettingError, match=r"item a .* https://example\.org/B01\.tif: provider stac reads files on disk"
+    ):
+        search(write_catalog(root, item))
+
+
+def test_clouds_and_older_baselines_are_left_out(root, caplog):
+    caplog.set_level(logging.INFO)
+    name = "S2A_MSIL2A_20210810T100000_N{}_R022_T32UNA_{}"
+    old, new = name.format("0301", "20210810T120000"), name.format("0500", "20230201T120000")
+    catalog = write_catalog(root, scene("cloudy", cloud=60.1), scene("clear", cloud=60), scene(old), scene(new))
+    assert [item["id"] for item in search(catalog)] == [new, "clear"]
+    assert f"{old} left out: {new} has the later baseline 0500" in caplog.text
+    assert "cloudy left out: 60.1 % of clouds, at most 60 %" in caplog.text
+
+
+def test_parts_of_one_tile_and_other_acquisitions_are_kept():
+    def part(name, **properties):
+        return scene(name, **{"s2:mgrs_tile": "32UNA", "s2:processing_baseline": "05.09", **properties})
+
+    items = [
+        part("a"),
+        part("b"),
+        part("other_tile", **{"s2:mgrs_tile": "32UNB", "s2:processing_baseline": "02.14"}),
+        part("other_platform", platform="sentinel-2b"),
+        part("other_time", time="2021-08-10T10:00:02Z"),
+        part("older", **{"s2:processing_baseline": "04.00"}),
+    ]
+    assert [item["id"] for item in newest_baseline(items)] == ["a", "b", "other_tile", "other_platform", "other_time"]
+
+
+def test_gap_in_the_area_is_a_warning(root, caplog):
+    search(write_catalog(root, scene("a", west=10.3)))
+    assert "50.0 % of the area has no sentinel2 scene" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        (scene("cloudy", cloud=80), "1 have more clouds than max_cloud 60 %, the clearest 80 %"),
+        (scene("a", "2020-05-06T10:00:00Z"), "1 are of days outside, from 2020-05-06 to 2020-05-06"),
+        (scene("a", west=20), r"1 of the period lie elsewhere, at 20\.0000 to 21\.0000 E, 50\.0000 to 51\.0000 N"),
+        (scene("a", sensor=1), "none of any other place"),
+    ],
+)
+def test_no_scene_says_why(root, item, words):
+    with pytest.raises(CoverageError, match=words) as error:
+        search(write_catalog(root, item))
+    assert "provider stac has no sentinel2 scene of the area 10.2000 to 10.4000 E" in str(error.value)
+    assert "from 2021-08-01 to 2021-08-31" in str(error.value)
+    assert not Path("listing.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"geometry": None}, "item a of .*items.json has no footprint"),
+        ({"properties": {"platform": "sentinel-2a"}}, "item a of .*items.json has no datetime"),
+        (
+            {"assets": {"product": {"href": "gone.SAFE"}}},
+            r"item a of .*items.json: its asset 'product' .*gone\.SAFE does",
+        ),
+        ({"assets": {"note": {"href": "a.txt"}}}, "item a of .*items.json has neither a product nor a raster"),
+    ],
+)
+def test_broken_item(root, change, words):
+    write_catalog(root, scene("a"))
+    (root / "items.json").write_text(json.dumps({"type": "FeatureCollection", "features": [{**scene("a"), **change}]}))
+    with pytest.raises(ProductError, match=words):
+        search(root / "items.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, r"items\.json cannot be read \(No such file"),
+        ("{", "is no JSON"),
+        ("[1]", r"is no STAC \(list\)"),
+        ('{"type": "Topology"}', r"is no STAC \(type 'Topology'\)"),
+        ('{"type": "FeatureCollection"}', "expected a list of objects under 'features'"),
+    ],
+)
+def test_broken_catalogue(root, content, words):
+    if content is not None:
+        (root / "items.json").write_text(content)
+    with pytest.raises(ProductError, match=words):
+        search(root / "items.json")
+
+
+def test_remote_catalogue(root):
+    with pytest.raises(SettingError, match="provider stac reads files on disk"):
+        search(Path("https://example.org/catalog.json"))
+
+
+def test_two_different_items_of_one_id(root):
+    with pytest.raises(ProductError, match="two items a that differ"):
+        search(write_catalog(root, scene("a"), scene("a", cloud=3)))
+
+
+def test_pinned_list_is_taken_as_it_is_but_for_other_areas_and_days(root, caplog):
+    pinned = write_catalog(
+        root, scene("cloudy", cloud=99), scene("far", west=20), scene("late", "2021-09-01T00:00:00Z")
+    )
+    listing = Path("listing.json")
+    arguments = {
+        "area": AREA.wkt,
+        "period": AUGUST,
+        "provider": Provider(name="demo"),
+        "catalog": None,
+        "max_cloud": 60,
+    }
+    search_scenes(listing, sensors=("sentinel2",), pinned=pinned, labels=None, **arguments)
+    assert list(read_listing(listing)) == ["cloudy"]
+    assert "far of" in caplog.text and "late of" in caplog.text
+    with pytest.raises(CoverageError, match=r"items\.json has no sentinel1 scene .* pin scenes"):
+        search_scenes(listing, sensors=("sentinel1",), pinned=pinned, labels=None, **arguments)
+
+
+def test_demo_serves_its_own_catalogue(root):
+    folder = root / "resources" / "demo"
+    folder.mkdir(parents=True)
+    write_catalog(folder, scene("a")).rename(demo.CATALOG)
+    (found,) = demo.search(AREA, AUGUST, ["sentinel2"])
+    assert found["assets"]["product"]["href"] == "resources/demo/products/a.SAFE"
+
+
+# --- fetch ---
+
+
+def test_safe_becomes_a_stored_zip_of_the_same_bytes(root):
+    (item,) = search(write_catalog(root, scene("a")))
+    for name in ("one.zip", "two.zip"):
+        download_scene(Path(name), item, "stac")
+        (root / "products/a.SAFE/manifest.safe").touch()
+    assert Path("one.zip").read_bytes() == Path("two.zip").read_bytes()
+    with zipfile.ZipFile("one.zip") as archive:
+        assert archive.namelist() == ["a.SAFE/manifest.safe", "a.SAFE/measurement/a.tiff"]
+        assert archive.read("a.SAFE/measurement/a.tiff") == b"12345"
+        assert {member.compress_type for member in archive.infolist()} == {zipfile.ZIP_STORED}
+
+
+def test_rasters_become_a_zip_with_their_item(root):
+    item = scene("a")
+    item["assets"] = {"vv": {"href": "left/x.tif"}, "band 2": {"href": "right/x.jp2", "title": "kept"}}
+    for folder in ("left/x.tif", "right/x.jp2"):
+        (root / folder).parent.mkdir()
+        (root / folder).write_text(folder)
+    (found,) = search(write_catalog(root, item))
+    stac.fetch(found, Path("a.zip"))
+    with zipfile.ZipFile("a.zip") as archive:
+        assert sorted(archive.namelist()) == ["band_2.jp2", "item.json", "vv.tif"]
+        assert archive.read("band_2.jp2") == b"right/x.jp2"
+        inside = json.loads(archive.read("item.json"))
+    assert inside["assets"]["band 2"] == {"href": "band_2.jp2", "title": "kept"}
+    assert inside["properties"] == item["properties"]
+
+
+def zipped(path, *names, link=False):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            member = zipfile.ZipInfo(name)
+            member.external_attr = (0o120777 if link else 0o100644) << 16
+            archive.writestr(member, "content")
+    item = scene("a")
+    item["assets"]["product"]["href"] = str(path)
+    return item
+
+
+def test_zipped_safe_is_copied(root):
+    item = zipped(root / "a.SAFE.zip", "a.SAFE/manifest.safe")
+    stac.fetch(item, Path("b.zip"))
+    assert Path("b.zip").read_bytes() == (root / "a.SAFE.zip").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.SAFE/../../evil", "/etc/passwd", "..\\evil"])
+def test_members_that_lead_out_are_refused(root, name):
+    with pytest.raises(ProductError, match="unsafe member"):
+        stac.fetch(zipped(root / "a.zip", "a.SAFE/manifest.safe", name), Path("b.zip"))
+    assert [path.name for path in root.iterdir()] == ["a.zip"]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: zipped(path, "a.SAFE/x", link=True), "unsafe member"),
+        (lambda path: zipped(path, "a.SAFE/x", "b.SAFE/x"), "expected one folder"),
+        (lambda path: zipped(path, "x/a.tif"), "expected one folder"),
+    ],
+)
+def test_zip_that_is_no_safe(root, make, words):
+    with pytest.raises(ProductError, match=words):
+        stac.fetch(make(root / "a.zip"), Path("b.zip"))
+    assert not Path("b.zip").exists()
+
+
+def test_truncated_zip(root):
+    item = zipped(root / "a.zip", "a.SAFE/manifest.safe")
+    (root / "a.zip").write_bytes((root / "a.zip").read_bytes()[:-30])
+    with pytest.raises(ProductError, match=r"a\.zip is no whole zip"):
+        stac.fetch(item, Path("b.zip"))
+
+
+def test_safe_without_manifest(root):
+    (item,) = search(write_catalog(root, scene("a")))
+    (root / "products/a.SAFE/manifest.safe").unlink()
+    with pytest.raises(ProductError, match=r"a\.SAFE is no SAFE product"):
+        stac.fetch(item, Path("b.zip"))
+    assert not list(root.glob("*b.zip*"))
+
+
+def test_product_that_went_away(root):
+    with pytest.raises(ProductError, match=r"item a: its asset 'product' .* does not exist"):
+        stac.fetch(scene("a"), Path("b.zip"))

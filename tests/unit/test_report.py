@@ -1,0 +1,293 @@
+import base64
+import json
+import re
+from datetime import date
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.enums import Resampling
+
+from covermap.config import Composite, Masks, Period
+from covermap.errors import ProductError
+from covermap.grid import Grid
+from covermap.legend import Legend, LegendClass
+from covermap.raster import write_raster
+from covermap.report import CHART, _chart, _degrees, _reduced, _round_below, _ticks, _tracks, report, survey_stacks
+from covermap.stack import stack_block
+
+LEGEND = Legend(
+    classes=(
+        LegendClass(id=1, key="forest", name="Forest <dense>", colour="#1F8D49"),
+        LegendClass(id=2, key="water", name="Water", colour="#2532E4"),
+        LegendClass(id=3, key="urban", name="Town", colour="#D4271E"),
+    ),
+    codes={},
+)
+GRID = Grid(crs="EPSG:32721", left=640_000, top=8_480_000, width=200, height=100)
+YEAR = Period(start=date(2019, 1, 1), end=date(2019, 12, 31))
+BANDS = ("B02", "B03", "B04")
+
+
+class Page(HTMLParser):
+    """What a browser would load, name and number in a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.text, self.skip = [], [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.skip = tag in {"style", "script"}
+
+    def handle_endtag(self, tag):
+        self.skip = False
+
+    def handle_data(self, data):
+        if not self.skip:
+            self.text.append(data)
+
+    def all(self, *names):
+        return [attributes for tag, attributes in self.tags if tag in names]
+
+    @property
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+
+def make_stack(path: Path, block: Grid, values: np.ndarray) -> None:
+    """A stack of one scene whose bands are 1, 2 and 3 times ``values``; 0 is no data."""
+    scene = path.with_suffix(".tif")
+    bands = np.stack([values, 2 * values, 3 * values, np.where(values > 0, 4, 0)]).astype(np.uint16)
+    tags = {"datetime": "2019-06-01T14:00:00Z", "scene": "x"}
+    write_raster(scene, bands, block, nodata=0, descriptions=(*BANDS, "SCL"), tags=tags)
+    stack_block([], [scene], path, block, YEAR, ("sentinel2",), BANDS, (), Masks(dilate_m=0), Composite())
+
+
+def scores_of(value):
+    row = {"users": value, "producers": value, "f1": value, "iou": value, "support": 50, "mapped": 40}
+    nothing = dict.fromkeys(("users", "producers", "f1", "iou")) | {"support": 0, "mapped": 0}
+    return {
+        "overall": value, "low": value - 0.05, "high": value + 0.05, "kappa": None, "macro_f1": value,
+        "classes": {"forest": row, "water": row, "urban": nothing},
+    }  # fmt: skip
+
+
+FIGURES = {
+    "held_out": {"cells": 7, "pixels": 12_345},
+    "agreement": {"map_vs_label": scores_of(0.8123), "baseline_vs_label": scores_of(0.7)},
+    "reference": {
+        "cells": 7, "pixels": 12_000, "map": scores_of(0.9), "label": scores_of(0.75), "baseline": scores_of(0.8),
+        "map_minus_label": {"difference": 0.15, "low": 0.101, "high": 0.202},
+        "map_minus_baseline": {"difference": -0.02, "low": None, "high": None},
+        "f1_gain_over_label": {"forest": 15.0, "water": 15.0, "urban": None},
+    },
+    "confusion": {
+        "classes": ["forest", "water", "urban"],
+        "map_vs_label": [[30, 10, 0], [0, 0, 0], [0, 0, 0]],
+        "map_vs_reference": [[199, 1, 0], [0, 5, 0], [0, 0, 0]],
+    },
+    "areas_ha": {"forest": 1500.0, "water": 500.0, "urban": 0.0},
+    "areas_basis": "pixel count, not an area estimate",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    classes = np.ones((1, *GRID.shape), np.uint8)
+    classes[0, 75:] = 2
+    write_raster(folder / "map.tif", classes, GRID, nodata=0, tags={"weights": "<abc>"})
+    write_raster(folder / "confidence.tif", np.full((1, *GRID.shape), 80, np.uint8), GRID, nodata=255)
+    outline = {"type": "Polygon", "coordinates": [[[-55, -14], [-54, -14], [-54, -13], [-55, -13], [-55, -14]]]}
+    scenes = [
+        ("S2A_MSIL2A_1", "2019-03-01", 20),
+        ("S2B_MSIL2A_2", "2019-03-01", 40),
+        ("S1A_IW_GRDH_3", "2019-07-02", None),
+    ]
+    items = [
+        {
+            "type": "Feature", "id": name, "geometry": outline, "assets": {},
+            "properties": {"datetime": f"{day}T12:00:00Z", "platform": "sentinel-" + name[1:3].lower()}
+            | ({"eo:cloud_cover": cloud} if cloud else {}),
+        }
+        for name, day, cloud in scenes
+    ]  # fmt: skip
+    (folder / "scenes.json").write_text(json.dumps({"type": "FeatureCollection", "features": items}))
+    make_stack(folder / "stack.zarr.zip", GRID, 500 + np.arange(200 * 100).reshape(GRID.shape) % 97)
+    (folder / "accuracy.json").write_text(json.dumps(FIGURES))
+    training = {"best_epoch": 2, "parameters": 48_213, "validation": {"overall": 0.7, "macro_f1": 0.6, "f1": {}}}
+    (folder / "metrics.json").write_text(json.dumps(training))
+    (folder / "log.csv").write_text(
+        "epoch,train_loss,val_loss,val_overall,val_macro_f1,learning_rate,seconds\n"
+        "1,2.0,2.1,0.5,0.4,0.001,3\n2,1.0,1.5,0.7,,0.001,3\n"
+    )
+    return folder
+
+
+def make(folder, name, **changes):
+    arguments = {
+        "map": folder / "map.tif", "confidence": folder / "confidence.tif", "listing": folder / "scenes.json",
+        "stacks": [folder / "stack.zarr.zip"], "report": folder / name, "legend": LEGEND, "title": "Here & <there>",
+        "period": YEAR, "model": "unet", "attribution": "Simulated data", "notes": "never evidence of accuracy",
+    }  # fmt: skip
+    report(**{**arguments, **changes})
+    return (folder / name).read_text()
+
+
+@pytest.fixture(scope="module")
+def text(files):
+    return make(
+        files,
+        "full.html",
+        accuracy=files / "accuracy.json",
+        metrics=files / "metrics.json",
+        training_log=files / "log.csv",
+    )
+
+
+def test_no_request_leaves_the_page(text):
+    written = re.sub(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+", "", text)
+    assert len(written) < len(text) and not re.search(r"//|url\(|@import", written)
+    page = Page(text)
+    assert not page.all("link", "iframe", "object")
+    assert all(image["src"].startswith("data:image/") for image in page.all("img"))
+    assert all("src" not in script for script in page.all("script"))
+    policy = next(meta["content"] for meta in page.all("meta") if "http-equiv" in meta)
+    assert policy.startswith("default-src 'none'")
+
+
+def test_every_picture_cell_and_control_has_a_name(text):
+    page = Page(text)
+    assert len(page.all("img")) == 3
+    assert all(image["alt"] for image in page.all("img"))
+    assert all(cell.get("scope") in {"row", "col"} for cell in page.all("th"))
+    assert all(graphic.get("aria-label") or graphic.get("aria-hidden") for graphic in page.all("svg"))
+    assert next(control for control in page.all("input") if control["type"] == "range")["aria-label"]
+    names = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(names) == len(set(names))
+    pointed = [a["aria-labelledby"] for _, a in page.tags if "aria-labelledby" in a]
+    assert set(pointed) <= set(names)
+
+
+def test_what_others_wrote_is_escaped(text):
+    assert "Here &amp; &lt;there&gt;" in text
+    assert "Forest &lt;dense&gt;" in text
+    assert "&lt;abc&gt;" in text
+
+
+def test_figures_are_told_with_their_intervals_and_their_name(text):
+    words = Page(text).words
+    assert "Agreement with the label on held-out blocks: 12,345 pixels in 7 cells" in words
+    assert "not an accuracy of the map" in words
+    assert "81.2 %" in words and "76.2 to 86.2 %" in words
+    assert "Accuracy against the reference map" in words
+    assert "+15.0 points" in words and "+10.1 to +20.2" in words
+    assert "−2.0 points" in words and "no interval: one cell only" in words
+    assert "never evidence of accuracy" in words
+    assert "1,500 75.0 %" in words and "Not on this map: Town" in words
+    assert "Half of the ground was seen clear by Sentinel-2 at least 1 time; 0.0 % of it never." in words
+
+
+def test_confusion_shows_shares_of_rows_and_only_classes_that_occur(text):
+    tables = re.findall(r'<table class="heat".*?</table>', text, re.S)
+    cells = [re.findall(r"<td[^>]*>([^<]*)</td>", table) for table in tables]
+    assert cells[0] == ["75", "25", "·", "·"]
+    assert cells[1] == ["100", "&lt;1", "·", "100"]
+
+
+def test_an_area_without_labels_says_so(files):
+    words = Page(make(files, "bare.html", stacks=[], notes="", training_log=None)).words
+    assert "This map was not evaluated" in words
+    assert "150 75.0 %" in words  # counted from the map
+    assert "Opacity" not in words
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_pictures_hold_the_map(files, text):
+    sources = [image["src"] for image in Page(text).all("img")]
+    assert sources[0].startswith("data:image/jpeg")
+    for source, value, colour in ((sources[1], 1, (0x1F, 0x8D, 0x49, 255)), (sources[2], 80, None)):
+        with rasterio.MemoryFile(base64.b64decode(source.partition(",")[2])) as file, file.open() as picture:
+            assert picture.shape == GRID.shape
+            assert picture.read(1)[0, 0] == value
+            assert colour is None or picture.colormap(1)[value] == colour
+            assert picture.colormap(1)[255][3] == 0
+
+
+def test_a_broken_map_leaves_no_page(files, tmp_path):
+    (tmp_path / "map.tif").write_bytes(b"II*")
+    with pytest.raises(ProductError, match=r"map\.tif"):
+        make(files, "broken.html", map=tmp_path / "map.tif")
+    assert not (files / "broken.html").exists()
+
+
+def test_a_reduced_class_map_takes_the_most_frequent_class(tmp_path):
+    classes = np.ones((1, 4, 6), np.uint8)
+    classes[0, :2, 2:4] = [[2, 2], [2, 1]]
+    write_raster(tmp_path / "small.tif", classes, GRID.window(0, 0, 4, 6), nodata=0)
+    assert _reduced(tmp_path / "small.tif", 2, Resampling.mode).tolist() == [[1, 2, 1], [1, 1, 1]]
+
+
+def test_the_composite_is_the_mean_of_its_pixels_across_blocks(tmp_path):
+    grid = GRID.window(0, 0, 7, 9)
+    values = np.arange(1, 64).reshape(7, 9) * 10
+    values[0, 0] = values[6, 8] = 0
+    beyond = np.full((8, 8), 7777)  # a block may reach beyond the map on any side
+    paths = []
+    for name, (row, column) in {"west": (-1, -3), "east": (-1, 5)}.items():
+        part = beyond.copy()
+        block = grid.window(row, column, 8, 8)
+        inside = block.cropped(grid.bounds)
+        r, c = inside.offset_in(grid)
+        at = inside.offset_in(block)
+        part[at[0] : at[0] + inside.height, at[1] : at[1] + inside.width] = values[
+            r : r + inside.height, c : c + inside.width
+        ]
+        paths.append(tmp_path / f"{name}.zarr.zip")
+        make_stack(paths[-1], block, part)
+    picture, clear = survey_stacks(paths, grid, 2)
+    expected = np.full((4, 5), np.nan)
+    for i in range(4):
+        for j in range(5):
+            cell = values[2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+            expected[i, j] = cell[cell > 0].mean() if (cell > 0).any() else np.nan
+    np.testing.assert_allclose(picture, np.stack([3 * expected, 2 * expected, expected]) / 10_000, rtol=1e-5)
+    assert np.isnan(picture[:, 3, 4]).all()
+    assert clear == {"median": 1, "never": pytest.approx(2 / 63)}
+
+
+@pytest.mark.parametrize(("value", "expected"), [(5120, 5000), (4999, 2000), (1, 1), (0.3, 0.2), (1000, 1000)])
+def test_round_lengths(value, expected):
+    assert _round_below(value) == pytest.approx(expected)
+
+
+def test_degrees_have_a_side():
+    assert _degrees(-54.4, -13.5) == "13.500° S, 54.400° W"
+    assert _degrees(7.25, 48.1) == "48.100° N, 7.250° E"
+
+
+@pytest.mark.parametrize("top", [0.013, 0.9, 1.0, 1.99, 2.31, 7])
+def test_ticks_reach_the_top(top):
+    ticks = _ticks(top)
+    assert ticks[0] == 0 and ticks[-1] >= top * (1 - 1e-9) and 3 <= len(ticks) <= 7
+
+
+def test_a_chart_runs_from_corner_to_corner_and_skips_gaps():
+    chart = _chart("Loss", [1, 2, 3], {"a": [2.0, float("nan"), 0.0], "b": [1.0, 1.0, 0.0]}, [0, 1, 2])
+    first, second = chart["series"]
+    assert first["points"] == f"{CHART['left']:.1f},{CHART['top']:.1f} {CHART['right']:.1f},{CHART['bottom']:.1f}"
+    assert abs(first["label_y"] - second["label_y"]) >= 15
+
+
+def test_scenes_of_a_day_are_one_mark(files):
+    items = json.loads((files / "scenes.json").read_text())["features"]
+    tracks = _tracks(items, YEAR)
+    (day,) = tracks["sensors"]["Sentinel-2"]
+    assert (day["scenes"], day["cloud"], day["platforms"]) == (2, 30, "sentinel-2a, sentinel-2b")
+    assert day["at"] == pytest.approx(100 * 59.5 / 365)
+    assert tracks["sensors"]["Sentinel-1"][0]["cloud"] is None
+    assert [month["name"] for month in tracks["months"]] == YEAR.months

@@ -1,0 +1,388 @@
+"""Clipping tiny products whose every pixel is known."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+from rasterio.warp import transform as transform_points
+
+from covermap.config import Sentinel2
+from covermap.errors import CoverageError, ProductError
+from covermap.grid import Grid
+from covermap.sentinel2 import band_of, clip_s2, read_metadata, reflectance_steps
+
+NAME = "S2A_MSIL2A_20220510T140101_N0400_R067_T21LXF_20220510T201010.SAFE"
+GRANULE = "GRANULE/L2A_T21LXF_A035930_20220510T140057"
+CRS = "EPSG:32721"
+LEFT, TOP, SIDE_M = 600000, 8000040, 2400  # of the tiny granule: 240 px of 10 m
+AREA = Grid(crs=CRS, left=LEFT + 60, top=TOP - 120, width=126, height=90)  # inside, on 60 m
+PIXEL_M = {"B02": 10, "B08": 10, "B05": 20, "B8A": 20, "B01": 60, "SCL": 20}
+ITEM = {"id": NAME.removesuffix(".SAFE"), "properties": {"datetime": "2022-05-10T14:01:01.024Z"}}
+BANDS = tuple(name for name in PIXEL_M if name != "SCL")
+SETTINGS = Sentinel2(bands=BANDS)
+
+
+def pixels_of(band: str) -> np.ndarray:
+    """DN (y, x) in which every pixel of a band is another; a corner without data, some saturated."""
+    side = SIDE_M // PIXEL_M[band]
+    if band == "SCL":
+        return (np.add.outer(np.arange(side), np.arange(side)) % 10 + 2).astype(np.uint16)
+    dn = np.add.outer(np.arange(side) * 40, np.arange(side)) + 1000 + 7 * BANDS.index(band)
+    dn[-2:, -2:] = 0
+    dn[3 * 60 // PIXEL_M[band], 4 * 60 // PIXEL_M[band]] = 65535
+    return dn.astype(np.uint16)
+
+
+def metadata(offset: int | None = -1000, quantification: str = "10000", images: bool = True, kind: str = "2A") -> str:
+    listed = "".join(f"<IMAGE_FILE>{file}</IMAGE_FILE>" for file in image_files().values()) if images else ""
+    offsets = "".join(f'<BOA_ADD_OFFSET band_id="{band}">{offset}</BOA_ADD_OFFSET>' for band in range(13))
+    return f"""<?xml version="1.0" encoding="UTF-8"?>
+<n1:Level-{kind}_User_Product xmlns:n1="https://psd-14.sentinel2.eo.esa.int/PSD/User_Product_Level-{kind}.xsd">
+<n1:General_Info><Product_Info><PROCESSING_BASELINE>04.00</PROCESSING_BASELINE>{listed}</Product_Info>
+<BOA_QUANTIFICATION_VALUE unit="none">{quantification}</BOA_QUANTIFICATION_VALUE>
+{"" if offset is None else f"<BOA_ADD_OFFSET_VALUES_LIST>{offsets}</BOA_ADD_OFFSET_VALUES_LIST>"}
+</n1:General_Info></n1:Level-{kind}_User_Product>"""
+
+
+def image_files() -> dict[str, str]:
+    return {
+        band: f"{GRANULE}/IMG_DATA/R{pixel_m}m/T21LXF_20220510T140101_{band}_{pixel_m}m"
+        for band, pixel_m in PIXEL_M.items()
+    }
+
+
+def write_image(path: Path, dn: np.ndarray, driver: str, crs: str = CRS, left: float = LEFT, **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = dn if dn.ndim == 3 else dn[None]
+    pixel_m = SIDE_M / array.shape[-1]
+    shape = {"count": array.shape[0], "height": array.shape[1], "width": array.shape[2], "dtype": array.dtype}
+    place = {"crs": crs, "transform": from_origin(left, TOP, pixel_m, pixel_m)}
+    with rasterio.open(path, "w", driver=driver, **shape, **place, **options) as raster:
+        raster.write(array)
+
+
+@pytest.fixture(scope="module")
+def safe(tmp_path_factory) -> dict[str, bytes]:
+    """Files of a tiny L2A product by name, as they lie in the SAFE."""
+    folder = tmp_path_factory.mktemp("safe")
+    files = {"MTD_MSIL2A.xml": metadata().encode()}
+    for band, file in image_files().items():
+        path = folder / f"{band}.jp2"
+        write_image(path, pixels_of(band), "JP2OpenJPEG", QUALITY=100, REVERSIBLE="YES", YCBCR420="NO")
+        files[f"{file}.jp2"] = path.read_bytes()
+    return files
+
+
+def zipped(path: Path, files: dict[str, bytes | str], folder: str = f"{NAME}/") -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(folder + name, content)
+    return path
+
+
+def clip(product: Path, grid: Grid = AREA, settings: Sentinel2 = SETTINGS, threads: int = 2) -> dict[str, np.ndarray]:
+    """Bands of the clipped product by name; the file must be there and be well formed."""
+    clipped = product.parent / "clipped.tif"
+    clip_s2(product, clipped, ITEM, grid, settings, threads)
+    with rasterio.open(clipped) as raster:
+        assert raster.dtypes[0] == "uint16"
+        assert raster.nodata == 0
+        return dict(zip(raster.descriptions, raster.read(), strict=True))
+
+
+def expected_steps(band: str, grid: Grid = AREA, offset: int = -1000) -> np.ndarray:
+    """Each pixel repeated to 10 m, cut to the grid by plain slicing, offset applied."""
+    times = PIXEL_M[band] // 10
+    dn = np.kron(pixels_of(band).astype(int), np.ones((times, times), int))
+    row, column = int(TOP - grid.top) // 10, int(grid.left - LEFT) // 10
+    dn = dn[row : row + grid.height, column : column + grid.width]
+    steps = dn if band == "SCL" else np.clip(dn + offset, 1, 65535)
+    return np.where(dn == 0, 0, np.where(dn == 65535, 65535, steps))
+
+
+def test_steps_by_hand():
+    dn = np.array([0, 1, 999, 1000, 1001, 11000, 65534, 65535], np.uint16)
+    assert reflectance_steps(dn, -1000, 10000).tolist() == [0, 1, 1, 1, 1, 10000, 64534, 65535]
+    assert reflectance_steps(dn, 0, 10000).tolist() == [0, 1, 999, 1000, 1001, 11000, 65534, 65535]
+    assert reflectance_steps(np.array([0, 50, 100], np.uint8), -50, 1000).tolist() == [0, 1, 500]
+    assert reflectance_steps(np.array([-999, -3, 0, 7], np.int16), 0, 10000, nodata=-999).tolist() == [0, 1, 0, 7]
+    floats = np.array([np.nan, -1, -0.01, 0, 0.12346, 9], np.float32)
+    assert reflectance_steps(floats, 0, 1, nodata=-1).tolist() == [0, 0, 1, 1, 1235, 65535]
+
+
+def test_steps_by_table_are_the_formula():
+    dn = np.arange(65536, dtype=np.uint16).repeat(2)
+    assert (reflectance_steps(dn, -1000, 10000)[::2] == reflectance_steps(dn[::2], -1000, 10000)).all()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_bands_of_the_zone_are_copied_pixel_by_pixel(tmp_path, safe, threads):
+    got = clip(zipped(tmp_path / "product.zip", safe), threads=threads)
+    assert list(got) == [*BANDS, "SCL"]
+    for band, pixels in got.items():
+        assert (pixels == expected_steps(band)).all(), band
+
+
+def test_tags_say_where_it_comes_from(tmp_path, safe):
+    clip(zipped(tmp_path / "product.zip", safe))
+    with rasterio.open(tmp_path / "clipped.tif") as raster:
+        tags = raster.tags()
+        assert raster.interleaving.value.lower() == "band"
+        assert (raster.crs.to_string(), *raster.bounds) == (CRS, *AREA.bounds)
+    assert tags["scene"] == ITEM["id"]
+    assert tags["datetime"] == "2022-05-10T14:01:01.024Z"
+    assert (tags["processing_baseline"], tags["offset"], tags["quantification"]) == ("04.00", "-1000", "10000")
+
+
+def test_a_plain_folder_is_a_product_too(tmp_path, safe):
+    for name, content in safe.items():
+        path = tmp_path / NAME / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    got = clip(tmp_path / NAME)
+    assert (got["B05"] == expected_steps("B05")).all()
+
+
+def test_bands_are_found_by_name_where_none_are_listed(tmp_path, safe):
+    product = zipped(tmp_path / "product.zip", {**safe, "MTD_MSIL2A.xml": metadata(images=False)})
+    assert (clip(product)["B8A"] == expected_steps("B8A")).all()
+
+
+def test_the_finest_file_of_a_band_is_taken(tmp_path, safe):
+    coarse = f"{GRANULE}/IMG_DATA/R20m/T21LXF_20220510T140101_B02_20m.jp2"
+    other = safe[image_files()["B05"] + ".jp2"]
+    product = zipped(tmp_path / "product.zip", {coarse: other, **safe, "MTD_MSIL2A.xml": metadata(images=False)})
+    assert (clip(product)["B02"] == expected_steps("B02")).all()
+
+
+def test_without_offsets_none_is_applied(tmp_path, safe):
+    product = zipped(tmp_path / "product.zip", {**safe, "MTD_MSIL2A.xml": metadata(offset=None)})
+    assert (clip(product)["B02"] == expected_steps("B02", offset=0)).all()
+
+
+def test_the_window_is_what_the_scene_covers(tmp_path, safe):
+    grid = Grid(crs=CRS, left=LEFT - 600, top=TOP + 120, width=200, height=60)
+    got = clip(zipped(tmp_path / "product.zip", safe), grid)
+    assert got["B02"].shape == (48, 140)
+    assert (got["B01"] == expected_steps("B01", Grid(crs=CRS, left=LEFT, top=TOP, width=140, height=48))).all()
+
+
+def test_no_data_of_any_band_is_no_data_of_the_classification(tmp_path, safe):
+    grid = Grid(crs=CRS, left=LEFT + SIDE_M - 300, top=TOP - SIDE_M + 300, width=30, height=30)
+    got = clip(zipped(tmp_path / "product.zip", safe), grid)
+    assert (got["B02"] == 0).sum() == 4
+    assert (got["SCL"] == 0).sum() == 12 * 12  # B01: two pixels of 60 m, both ways
+    assert (got["SCL"][:18] == expected_steps("SCL", grid)[:18]).all()
+
+
+def test_coarse_bands_may_be_interpolated_but_fine_ones_and_classes_never(tmp_path, safe):
+    got = clip(zipped(tmp_path / "product.zip", safe), settings=Sentinel2(bands=("B02", "B05"), resampling="bilinear"))
+    assert (got["B02"] == expected_steps("B02")).all()
+    assert (got["SCL"] == expected_steps("SCL")).all()
+    times = np.arange(0, 240, 2) + 0.5  # the ramp of B05 at centres of 20 m, in pixels of 10 m
+    row, column = (np.arange(60, 70) + 12, np.arange(60, 90) + 6)
+    ramp = np.add.outer(np.interp(row, times, np.arange(120) * 40), np.interp(column, times, np.arange(120)))
+    np.testing.assert_allclose(got["B05"][60:70, 60:90], ramp + 14, atol=0.51)
+
+
+def test_another_zone_is_warped_once(tmp_path, safe):
+    """A pixel of the area shows the granule's pixel of its place, nearest neighbour; classes stay classes."""
+    (x,), (y,) = transform_points(CRS, "EPSG:32720", [LEFT + 1200], [TOP - 1200])
+    grid = Grid(crs="EPSG:32720", left=round(x / 60) * 60 - 300, top=round(y / 60) * 60 + 300, width=60, height=60)
+    got = clip(zipped(tmp_path / "product.zip", safe), grid)
+    xs = grid.left + 5 + 10 * np.tile(np.arange(60), 60)
+    ys = grid.top - 5 - 10 * np.repeat(np.arange(60), 60)
+    there = np.array(transform_points("EPSG:32720", CRS, xs, ys))
+    for band in ("B02", "B05", "SCL"):
+        column, row = (np.array([there[0] - LEFT, TOP - there[1]]) / PIXEL_M[band]).reshape(2, 60, 60)
+        truth = pixels_of(band)[row.astype(int), column.astype(int)].astype(int)
+        truth = truth if band == "SCL" else truth - 1000
+        inside = (np.abs(row % 1 - 0.5) < 0.48) & (np.abs(column % 1 - 0.5) < 0.48)  # not on a border of two pixels
+        assert inside.mean() > 0.9
+        assert (got[band] == truth)[inside].all(), band
+
+
+def test_a_scene_elsewhere_is_refused(tmp_path, safe):
+    product = zipped(tmp_path / "product.zip", safe)
+    with pytest.raises(CoverageError, match=f"{NAME} lies outside"):
+        clip(product, AREA.window(5000, 0, 10, 10))
+
+
+def without(safe: dict[str, bytes], band: str) -> dict[str, bytes]:
+    return {name: content for name, content in safe.items() if f"_{band}_" not in name}
+
+
+BROKEN = {
+    "truncated JP2": (lambda safe: {name: c[: len(c) * 2 // 3] if "_B05_" in name else c for name, c in safe.items()},
+                      "B05 cannot be read"),
+    "JP2 of text": (lambda safe: {name: b"sorry" if "_B8A_" in name else c for name, c in safe.items()},
+                    "B8A cannot be read"),
+    "missing band": (lambda safe: without(safe, "B08"), "no band B08"),
+    "missing classification": (lambda safe: without(safe, "SCL"), "no scene classification"),
+    "missing metadata": (lambda safe: {name: c for name, c in safe.items() if "MTD" not in name}, "neither MTD_MSIL2A"),
+    "empty metadata": (lambda safe: {**safe, "MTD_MSIL2A.xml": ""}, "is no XML"),
+    "foreign metadata": (lambda safe: {**safe, "MTD_MSIL2A.xml": "<html/>"}, "of kind 'html'"),
+    "Level-1C": (lambda safe: {"MTD_MSIL1C.xml": metadata(kind="1C")}, "Level-1C"),
+    "Level-1C renamed": (lambda safe: {**safe, "MTD_MSIL2A.xml": metadata(kind="1C")}, "Level-1C_User_Product"),
+    "no quantification": (lambda safe: {**safe, "MTD_MSIL2A.xml": metadata(quantification="")}, "no usable quantif"),
+    "zero quantification": (lambda safe: {**safe, "MTD_MSIL2A.xml": metadata(quantification="0")}, "more than 0"),
+    "offset of one band": (lambda safe: {**safe, "MTD_MSIL2A.xml": metadata().replace('band_id="3"', 'band_id="2"')},
+                           "band B04: no BOA_ADD_OFFSET"),
+    "entity bomb": (lambda safe: {**safe, "MTD_MSIL2A.xml": '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'}, "is no XML"),
+    "path upwards": (lambda safe: {**safe, "../../evil": "x"}, "unsafe path"),
+    "two granules": (lambda safe: {**safe, "MTD_MSIL2A.xml": metadata(images=False),
+                                   image_files()["B02"].replace("A035930", "A035931") + ".jp2": b""}, "one granule"),
+    "classes beyond 11": (lambda safe: {**safe, image_files()["SCL"] + ".jp2": safe[image_files()["B05"] + ".jp2"]},
+                          "band SCL: .* are no class"),
+    "nothing": (lambda safe: {}, "is empty"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_product_is_named_and_leaves_nothing(tmp_path, safe, fault):
+    damage, message = BROKEN[fault]
+    product = zipped(tmp_path / f"{NAME}.zip", damage(safe))
+    with pytest.raises(ProductError, match=message) as error:
+        clip(product)
+    assert NAME in str(error.value)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == [product]
+
+
+def test_a_truncated_image_is_named_when_it_is_warped(tmp_path, safe):
+    damage, message = BROKEN["truncated JP2"]
+    with pytest.raises(ProductError, match=message):
+        clip(
+            zipped(tmp_path / "product.zip", damage(safe)),
+            AREA.window(0, 0, 90, 99).model_copy(update={"left": LEFT + 63}),
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["product.zip"]
+
+
+def test_a_zip_cut_in_half_or_absent_is_named(tmp_path, safe):
+    product = zipped(tmp_path / "product.zip", safe)
+    product.write_bytes(product.read_bytes()[:5000])
+    with pytest.raises(ProductError, match=r"product.zip is no whole zip"):
+        clip(product)
+    with pytest.raises(ProductError, match=r"absent.zip does not exist"):
+        clip(tmp_path / "absent.zip")
+
+
+def test_a_missing_classification_may_count_as_clear(tmp_path, safe):
+    settings = Sentinel2(bands=("B02",), scl="optional")
+    grid = Grid(crs=CRS, left=LEFT + SIDE_M - 300, top=TOP - SIDE_M + 300, width=30, height=30)
+    got = clip(zipped(tmp_path / "product.zip", without(safe, "SCL")), grid, settings)
+    assert (got["SCL"] == np.where(got["B02"] > 0, 7, 0)).all()
+    assert (got["SCL"] == 0).sum() == 4
+
+
+def test_a_few_foreign_classes_are_defective(tmp_path, safe):
+    scl = pixels_of("SCL").astype(np.uint8)
+    scl[9, 6] = 12
+    rasters = {**RASTERS, "scl.tif": scl}
+    assets = {key: {"href": href} for key, href in (("B02", "b2.tif"), ("SCL", "scl.tif"))}
+    got = clip(assets_zip(tmp_path, rasters, assets), settings=Sentinel2(bands=("B02",)))
+    expected = expected_steps("SCL")
+    expected[6:8, 6:8] = 1
+    assert (got["SCL"] == expected).all()
+
+
+def assets_zip(folder: Path, rasters: dict[str, np.ndarray], assets: dict, properties: dict | None = None) -> Path:
+    """An assets zip of GeoTIFFs by file name; the item is that of all tests with these assets."""
+    files: dict[str, bytes | str] = {"item.json": json.dumps({
+        "type": "Feature", "id": ITEM["id"], "properties": {**ITEM["properties"], **(properties or {})},
+        "assets": assets})}  # fmt: skip
+    for name, array in rasters.items():
+        write_image(folder / "rasters" / name, array, "GTiff")
+        files[name] = (folder / "rasters" / name).read_bytes()
+    return zipped(folder / "product.zip", files, "")
+
+
+def declared(scale: float, offset: float) -> dict:
+    return {"raster:bands": [{"scale": scale, "offset": offset, "nodata": 0}]}
+
+
+BLUE_NIR = Sentinel2(bands=("B02", "B08"))
+RASTERS = {"b2.tif": pixels_of("B02"), "b8.tif": pixels_of("B08"), "scl.tif": pixels_of("SCL").astype(np.uint8)}
+
+
+@pytest.mark.parametrize("keys", [("B02", "B08", "SCL"), ("blue", "nir", "scl"), ("b02", "b08", "scl"),
+                                  ("B02_10m", "B08_10m", "SCL_20m")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fields", "properties", "offset"),
+    [
+        (declared(0.0001, -0.1), {}, -1000),
+        (declared(0.0001, -0.1), {"earthsearch:boa_offset_applied": False}, -1000),
+        (declared(0.0001, -0.1), {"earthsearch:boa_offset_applied": True}, 0),
+        ({"bands": [{"raster:scale": 0.0001, "raster:offset": -0.1}]}, {}, -1000),
+        ({}, {"s2:processing_baseline": "03.01"}, 0),
+    ],
+)
+def test_assets_declare_their_numbers(tmp_path, keys, fields, properties, offset):
+    hrefs = ("b2.tif", "b8.tif", "scl.tif")
+    assets = {key: {"href": f"./{href}", **fields} for key, href in zip(keys, hrefs, strict=True)}
+    got = clip(assets_zip(tmp_path, RASTERS, assets, properties), settings=BLUE_NIR)
+    for band, pixels in got.items():
+        assert (pixels == expected_steps(band, offset=offset)).all(), band
+    with rasterio.open(tmp_path / "clipped.tif") as raster:
+        assert raster.tags()["offset"] == str(offset)
+
+
+@pytest.mark.parametrize("word", ["bands", "eo:bands"])
+def test_layers_of_one_asset_are_found_by_name(tmp_path, word):
+    array = np.stack([pixels_of("B08"), pixels_of("B02")])
+    names = [{"name": "B8"}, {"name": "1", "common_name": "blue"}]
+    numbers = [{"scale": 0.0001, "offset": -0.1}, {"scale": 0.0001, "offset": -0.05}]
+    assets = {
+        "visual": {"href": "b2.tif", word: [{"name": "B08"}], "roles": ["visual"]},
+        "data": {"href": "all.tif", word: names, "raster:bands": numbers},
+        "remote": {"href": "https://example.org/B02.tif", word: [{"name": "B02"}]},
+        "SCL": {"href": "scl.tif"},
+    }
+    got = clip(assets_zip(tmp_path, {**RASTERS, "all.tif": array}, assets), settings=BLUE_NIR)
+    assert (got["B08"] == expected_steps("B08")).all()
+    assert (got["B02"] == expected_steps("B02", offset=-500)).all()
+
+
+def test_float_assets_with_a_scale_of_one(tmp_path):
+    dn = pixels_of("B02").astype(np.float32)
+    reflectance = np.where(dn == 0, np.nan, np.where(dn == 65535, 9, (dn - 1000) / 10000)).astype(np.float32)
+    assets = {"B02": {"href": "b2.tif", **declared(1, 0)}, "SCL": {"href": "scl.tif"}}
+    got = clip(assets_zip(tmp_path, {**RASTERS, "b2.tif": reflectance}, assets), settings=Sentinel2(bands=("B02",)))
+    assert (got["B02"] == expected_steps("B02")).all()
+
+
+def test_floats_without_a_scale_that_cannot_be_digital_numbers_are_refused(tmp_path):
+    small = np.full((240, 240), 0.3, np.float32)
+    assets = {"B02": {"href": "b2.tif"}, "SCL": {"href": "scl.tif"}}
+    with pytest.raises(ProductError, match=r"band B02: floats up to 0.3 and no declared scale"):
+        clip(assets_zip(tmp_path, {**RASTERS, "b2.tif": small}, assets), settings=Sentinel2(bands=("B02",)))
+
+
+def test_an_item_that_is_none_is_named(tmp_path):
+    with pytest.raises(ProductError, match=r"product.zip: item.json is no STAC item"):
+        clip(zipped(tmp_path / "product.zip", {"item.json": "[]"}, ""))
+
+
+def test_an_asset_outside_the_zip_is_a_missing_band(tmp_path):
+    assets = {"B02": {"href": "b2.tif"}, "B08": {"href": "../b8.tif"}, "SCL": {"href": "scl.tif"}}
+    with pytest.raises(ProductError, match="no band B08"):
+        clip(assets_zip(tmp_path, RASTERS, assets), settings=BLUE_NIR)
+
+
+@pytest.mark.parametrize(
+    ("name", "band"),
+    [("B2", "B02"), ("b8a", "B8A"), ("B08A", "B8A"), ("nir08", "B8A"), ("rededge2", "B06"), ("B11_20m", "B11"),
+     ("scl", "SCL"), ("swir22", "B12"), ("rededge", None), ("visual", None), ("B13", None), ("blue-jp2", None)],
+)  # fmt: skip
+def test_names_of_bands(name, band):
+    assert band_of(name) == band
+
+
+def test_an_old_name_of_the_quantification_is_read():
+    old = metadata(offset=None, quantification="1000").replace("BOA_QUANT", "L2A_BOA_QUANT")
+    assert read_metadata(old.encode(), NAME)[0]["B8A"] == (0.0, 1000.0)

@@ -1,0 +1,95 @@
+"""Splits that do not leak and tiles that equal their sources."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from covermap.config import Tiles
+from covermap.errors import CoverageError
+from covermap.grid import Grid
+from covermap.raster import read_window
+from covermap.stack import read_stack
+from covermap.tiles import BUFFER, SPLITS, TileStore, cell_names, index_tiles, pack_tiles, split_of, tile_table
+
+SMALL = Tiles(pixels=32, stride_pixels=32, cell_pixels=64, buffer_pixels=8, validation=0.25, test=0.25)
+
+
+@given(
+    st.integers(-5000, 5000),
+    st.integers(-5000, 5000),
+    st.integers(0, 9),
+    st.sampled_from([(32, 64, 8), (64, 128, 16), (32, 96, 0), (32, 128, 40)]),
+)
+def test_no_tile_lies_within_the_buffer_of_another_split(x, y, seed, sizes):
+    pixels, cell, buffer = sizes
+    settings = Tiles(pixels=pixels, stride_pixels=16, cell_pixels=cell, buffer_pixels=buffer, validation=0.2, test=0.3)
+    block = Grid(crs="EPSG:32721", left=x * 160, top=10_000_000 + y * 160, width=300, height=200)
+    table = tile_table(np.ones(block.shape, np.uint8), block, settings, seed, 1)
+    corners = table[["row", "column"]].to_numpy()
+    splits = table["split"].to_numpy()
+    apart = np.abs(corners[:, None] - corners[None]).max(2)  # between corners; tiles touch at `pixels`
+    other = splits[:, None] != splits[None]
+    assert not other.any() or apart[other].min() >= pixels + buffer
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 5))
+def test_the_split_of_a_pixel_does_not_change_when_the_area_grows(row, column, seed):
+    large = Grid(crs="EPSG:32633", left=376_620, top=5_640_840, width=200, height=200)
+    small = large.window(row, column, 60, 70)
+    inside = np.s_[row : row + 60, column : column + 70]
+    np.testing.assert_array_equal(split_of(large, SMALL, seed)[inside], split_of(small, SMALL, seed))
+    np.testing.assert_array_equal(cell_names(large, SMALL)[inside], cell_names(small, SMALL))
+
+
+def test_shares_of_the_split_are_those_asked_for():
+    block = Grid(crs="EPSG:32721", left=0, top=10_000_000, width=64 * 40, height=64 * 40)
+    cells = split_of(block, SMALL.model_copy(update={"buffer_pixels": 0}), 3)[32::64, 32::64]
+    assert (cells != BUFFER).all()
+    for name, share in (("train", 0.5), ("validation", 0.25), ("test", 0.25)):
+        assert (cells == SPLITS[name]).mean() == pytest.approx(share, abs=0.02)
+
+
+def test_packed_tiles_equal_the_pixels_of_their_sources(area, tmp_path):
+    blocks = [("here", name, block) for name, block in area.blocks.items()]
+    index = tmp_path / "index.parquet"
+    index_tiles(list(area.labels.values()), index, blocks, SMALL, 1, 3)
+    packed = {}
+    for name in area.blocks:
+        packed["here", name] = tmp_path / f"{name}.safetensors"
+        pack_tiles(index, area.stacks[name], area.labels[name], packed["here", name], "here", name, SMALL)
+    table = pd.read_parquet(index)
+    assert set(table.split) == set(SPLITS)
+    for split in SPLITS:
+        store = TileStore(packed, index, split)
+        assert len(store) == (table.split == split).sum()
+        for number in range(len(store)):
+            tile, row = store[number], store.table.iloc[number]
+            block = area.blocks[row.block]
+            place = block.window(row.row, row.column, 32, 32)
+            assert (place.left, place.top) == (row.easting_m, row.northing_m)
+            label = read_window(area.labels[row.block], place, fill=0)
+            np.testing.assert_array_equal(tile["label"], label[0])
+            np.testing.assert_array_equal(tile["weight"], label[1])
+            stack = read_stack(area.stacks[row.block], slice(row.row, row.row + 32), slice(row.column, row.column + 32))
+            np.testing.assert_array_equal(tile["s1"], stack["s1"])
+            np.testing.assert_array_equal(tile["s2"], stack["s2"])
+            counts = np.bincount(tile["label"].ravel(), minlength=4)[1:]
+            assert [row[f"class_{i}"] for i in (1, 2, 3)] == counts.tolist()
+
+
+def test_tiles_with_few_labels_are_left_out(area):
+    block = area.blocks["x300y-3001"]
+    label = np.zeros(block.shape, np.uint8)
+    label[:, :16] = 1
+    assert tile_table(label, block, SMALL.model_copy(update={"min_labelled": 0.6}), 1, 1).empty
+    assert (tile_table(label, block, SMALL, 1, 1)["labelled"] == 0.5).all()
+
+
+def test_a_split_without_tiles_is_explained(area, tmp_path):
+    whole = Tiles(pixels=128, stride_pixels=128, cell_pixels=128, buffer_pixels=0)
+    name, block = next(iter(area.blocks.items()))
+    with pytest.raises(CoverageError, match="cell_pixels"):
+        index_tiles([area.labels[name]], tmp_path / "index.parquet", [("here", name, block)], whole, 0, 3)
+    assert not list(tmp_path.iterdir())

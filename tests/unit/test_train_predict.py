@@ -1,0 +1,225 @@
+"""Training that resumes exactly, and maps on which blocks do not show."""
+
+import json
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from safetensors.numpy import load_file
+from shapely.geometry import box
+
+import covermap.predict
+import covermap.train
+from covermap.config import Model, Period, Prediction, Tiles
+from covermap.errors import CoverageError, ModelError
+from covermap.grid import project
+from covermap.legend import Legend, LegendClass
+from covermap.mosaic import mosaic
+from covermap.predict import CONFIDENCE_NODATA, blend_weights, predict_block, window_starts
+from covermap.raster import read_window
+from covermap.tiles import index_tiles, pack_tiles
+from covermap.train import schedule, symmetry, train
+
+from .conftest import stack_of
+
+TILES = Tiles(pixels=32, stride_pixels=32, cell_pixels=64, buffer_pixels=0, validation=0.25, test=0.25)
+CLASSES = ["water", "forest", "field"]
+LEGEND = Legend(
+    classes=tuple(
+        LegendClass(id=i + 1, key=key, name=key.title(), colour=f"#{i}0{i}080") for i, key in enumerate(CLASSES)
+    ),
+    codes={},
+)
+
+
+def settings(**training):
+    return Model(
+        network="unet",
+        options={"width": 8, "depth": 2},
+        train_on=["here"],
+        tiles=TILES,
+        training={"epochs": 4, "batch": 4, "learning_rate": 1e-2, "threads": 1, **training},
+    )
+
+
+@pytest.fixture(scope="module")
+def tiles(area, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiles")
+    index = folder / "index.parquet"
+    blocks = [("here", name, block) for name, block in area.blocks.items()]
+    index_tiles(list(area.labels.values()), index, blocks, TILES, 1, 3)
+    packed = [folder / f"{name}.safetensors" for name in area.blocks]
+    for name, path in zip(area.blocks, packed, strict=True):
+        pack_tiles(index, area.stacks[name], area.labels[name], path, "here", name, TILES)
+    return index, packed, [("here", name) for name in area.blocks]
+
+
+def run(tiles, folder, model):
+    folder.mkdir(exist_ok=True)
+    outputs = folder / "weights.safetensors", folder / "metrics.json", folder / "log.csv"
+    train(tiles[0], tiles[1], *outputs, tiles[2], model, CLASSES)
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def trained(tiles, tmp_path_factory):
+    return run(tiles, tmp_path_factory.mktemp("trained"), settings())
+
+
+def test_it_learns_and_reports(trained):
+    metrics = json.loads(trained[1].read_text())
+    assert metrics["validation"]["overall"] > 0.8
+    assert set(metrics["validation"]["f1"]) == set(CLASSES)
+    assert len(trained[2].read_text().splitlines()) == 5
+
+
+def test_a_killed_training_resumes_to_the_same_weights(tiles, trained, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    calls = []
+
+    def dying(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise Killed
+        return original(*arguments)
+
+    original = covermap.train.run_epoch
+    monkeypatch.setattr(covermap.train, "run_epoch", dying)
+    with pytest.raises(Killed):
+        run(tiles, tmp_path / "again", settings())
+    assert not (tmp_path / "again" / "weights.safetensors").exists()
+    weights = run(tiles, tmp_path / "again", settings())[0]
+    assert len(calls) == 3 + 2
+    expected, found = load_file(trained[0]), load_file(weights)
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    assert sorted(path.name for path in weights.parent.iterdir()) == ["log.csv", "metrics.json", "weights.safetensors"]
+
+
+def test_a_loss_that_explodes_is_explained(tiles, tmp_path, monkeypatch):
+    def explode(parameters, _):
+        for parameter in parameters:
+            parameter.grad.mul_(float("inf"))
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", explode)
+    with pytest.raises(ModelError, match="learning_rate"):
+        run(tiles, tmp_path / "hot", settings())
+
+
+def test_an_option_that_the_network_lacks_is_explained(tiles, tmp_path):
+    model = settings().model_copy(update={"options": {"colour": 3}})
+    with pytest.raises(ModelError, match="colour"):
+        run(tiles, tmp_path / "odd", model)
+
+
+def test_a_pickled_file_is_no_weights_file(area, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    torch.save({"model": 1}, path)
+    name, block = next(iter(area.blocks.items()))
+    with pytest.raises(ModelError, match="rule train"):
+        predict_block(path, [area.stacks[name]], tmp_path / "p.tif", block, [block], Prediction(), 1)
+
+
+def predicted(area, trained, folder, blocks, stacks, prediction):
+    paths = []
+    for name, block in blocks.items():
+        paths.append(folder / f"{name}.tif")
+        predict_block(trained[0], stacks, paths[-1], block, list(area.blocks.values()), prediction, 1)
+    return paths
+
+
+@pytest.mark.parametrize(("window", "overlap"), [(32, 0.5), (64, 0.25), (32, 0.0)])
+def test_blocks_do_not_show(area, trained, tmp_path, window, overlap):
+    prediction = Prediction(window_pixels=window, overlap=overlap, batch=3)
+    stacks = list(area.stacks.values())
+    one = predicted(area, trained, tmp_path, {"whole": area.grid}, stacks, prediction)[0]
+    many = predicted(area, trained, tmp_path, area.blocks, stacks, prediction)
+    expected = read_window(one, area.grid, fill=0)
+    for path, block in zip(many, area.blocks.values(), strict=True):
+        _, column = block.offset_in(area.grid)
+        np.testing.assert_array_equal(read_window(path, block, fill=0), expected[:, :, column : column + 256])
+    assert (expected[0] == area.classes).mean() > 0.8
+
+
+def test_no_data_in_no_data_out(area, trained, tmp_path):
+    name, block = next(iter(area.blocks.items()))
+    beyond = block.window(-128, -128, 256, 256)  # only its south-eastern quarter has a stack
+    path = tmp_path / "p.tif"
+    predict_block(trained[0], [area.stacks[name]], path, beyond, [block], Prediction(window_pixels=32, batch=2), 1)
+    classes, confidence = read_window(path, beyond, fill=0)
+    assert (classes[128:, 128:] > 0).all()
+    assert not classes[:128].any() and not classes[:, :128].any()
+    assert (confidence[:128] == CONFIDENCE_NODATA).all()
+    assert confidence[128:, 128:].max() <= 100
+
+
+def test_a_stack_with_other_inputs_is_explained(area, trained, tmp_path, monkeypatch):
+    block = next(iter(area.blocks.values()))
+    other = stack_of(area.s1[:1], area.s2, tmp_path / "other.zarr.zip", block)
+    original = covermap.predict.read_stack
+    fewer = lambda *place: {key: values[:, :1] for key, values in original(*place).items()}  # noqa: E731
+    monkeypatch.setattr(covermap.predict, "read_stack", fewer)
+    with pytest.raises(ModelError, match="steps and bands"):
+        predict_block(trained[0], [other], tmp_path / "p.tif", block, [block], Prediction(window_pixels=32), 1)
+    assert not (tmp_path / "p.tif").exists()
+
+
+def test_the_map_is_one_band_with_colours_and_ends_at_the_area(area, trained, tmp_path):
+    predictions = predicted(
+        area, trained, tmp_path, area.blocks, list(area.stacks.values()), Prediction(window_pixels=32)
+    )
+    left, bottom, right, top = area.grid.bounds
+    outline = project(box(left + 300, bottom + 100, right - 300, top - 100), area.grid.crs, "EPSG:4326")
+    files = [tmp_path / name for name in ("map.tif", "confidence.tif", "map.qml")]
+    period = Period(start="2022-01-01", end="2022-02-28")
+    mosaic(predictions, *files, area.grid, list(area.blocks.values()), outline.wkt, LEGEND, period, "unet")
+    with rasterio.open(files[0]) as raster:
+        values = raster.read(1)
+        assert raster.count == 1 and raster.nodata == 0
+        assert raster.colormap(1)[1][:3] == LEGEND.classes[0].rgb
+        assert json.loads(raster.tags()["classes"])["1"] == "Water"
+        assert raster.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+    assert not values[:, :29].any() and not values[:9].any()
+    assert (values[12:-12, 32:-32] > 0).all()
+    with rasterio.open(files[1]) as raster:
+        np.testing.assert_array_equal(raster.read(1) == CONFIDENCE_NODATA, values == 0)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_an_area_without_observations_is_explained(area, tmp_path):
+    from covermap.raster import write_raster
+
+    block = area.blocks["x300y-3001"]
+    empty = np.stack([np.zeros(block.shape, np.uint8), np.full(block.shape, CONFIDENCE_NODATA, np.uint8)])
+    write_raster(tmp_path / "p.tif", empty, block, nodata=CONFIDENCE_NODATA)
+    outline = project(block.polygon, block.crs, "EPSG:4326")
+    files = [tmp_path / name for name in ("map.tif", "confidence.tif", "map.qml")]
+    period = Period(start="2022-01-01", end="2022-02-28")
+    with pytest.raises(CoverageError, match="no pixel"):
+        mosaic([tmp_path / "p.tif"], *files, block, [block], outline.wkt, LEGEND, period, "unet")
+    assert [path.name for path in tmp_path.iterdir()] == ["p.tif"]
+
+
+def test_windows_lie_on_an_absolute_lattice():
+    assert list(window_starts(0, 64, 32, 16)) == [-16, 0, 16, 32, 48]
+    whole = set(window_starts(0, 128, 32, 24))
+    assert set(window_starts(0, 64, 32, 24)) | set(window_starts(64, 64, 32, 24)) == whole
+    assert (blend_weights(32, 16) > 0).all()
+    np.testing.assert_allclose(blend_weights(32, 16)[:16] + blend_weights(32, 16)[16:], 1, rtol=1e-6)
+
+
+def test_symmetries_are_eight_and_move_inputs_and_labels_alike():
+    square = torch.arange(9).reshape(1, 3, 3)
+    batch = {"s1": square[None, None].repeat(1, 2, 2, 1, 1), "label": square}
+    turned = [symmetry(batch, number) for number in range(8)]
+    assert len({tuple(one["label"].flatten().tolist()) for one in turned}) == 8
+    assert all((one["s1"][0, 1, 1] == one["label"][0]).all() for one in turned)
+
+
+def test_the_learning_rate_rises_and_falls():
+    values = [schedule(step / 100) for step in range(101)]
+    assert values[0] < 0.05 and max(values) == pytest.approx(1) and values[-1] == pytest.approx(0)
+    assert np.argmax(values) == 5

@@ -1,0 +1,200 @@
+import os
+import sys
+from functools import cache, wraps
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, str(Path(workflow.basedir)))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))  # for the jobs
+
+from covermap.config import load
+from covermap.errors import CovermapError
+from covermap.grid import area_blocks, area_grid, project, read_area
+from covermap.legend import read_legend
+from covermap.scenes import meets, read_listing, sensor_of
+
+
+def plainly(function):
+    """Show what a user can mend as one sentence, without a traceback."""
+
+    @wraps(function)
+    def wrapped(*args):
+        try:
+            return function(*args)
+        except CovermapError as error:
+            raise WorkflowError(str(error))
+
+    return wrapped
+
+
+CFG = plainly(load)(config)
+
+
+wildcard_constraints:
+    aoi="|".join(CFG.aois),
+    model="|".join(CFG.models),
+    block=r"x-?\d+y-?\d+",
+    scene=r"[\w.-]+",
+
+
+# --- what an area is -------------------------------------------------------------------------------------------------
+
+
+@cache
+@plainly
+def area_of(aoi):
+    return read_area(CFG.aois[aoi].area)
+
+
+@cache
+@plainly
+def grid_of(aoi):
+    return area_grid(area_of(aoi), CFG.aois[aoi].crs)
+
+
+@cache
+@plainly
+def blocks_of(aoi):
+    return area_blocks(area_of(aoi), CFG.aois[aoi].crs, CFG.aois[aoi].block_pixels)
+
+
+@cache
+@plainly
+def legend_of(aoi):
+    """Legend of the area's labels, or of those that its model learned from."""
+    labels = CFG.aois[aoi].labels or CFG.aois[CFG.models[CFG.aois[aoi].model].train_on[0]].labels
+    return read_legend(labels.legend)
+
+
+def neighbours_of(aoi, block):
+    """Names of the area's blocks that touch a block, itself included."""
+    near = blocks_of(aoi)[block].padded(1)
+    return [name for name, grid in blocks_of(aoi).items() if grid.cropped(near.bounds)]
+
+
+def plain(value):
+    """Settings as plain data, which Snakemake compares between runs."""
+    return value.model_dump(mode="json")
+
+
+# --- params ----------------------------------------------------------------------------------------------------------
+
+
+def aoi_setting(name):
+    """A setting of the job's area."""
+
+    def get(wildcards):
+        value = getattr(CFG.aois[wildcards.aoi], name)
+        return plain(value) if hasattr(value, "model_dump") else value
+
+    return get
+
+
+def aoi_section(name):
+    """A section of settings, with the overrides of the job's area."""
+    return lambda wildcards: plain(CFG.section(name, wildcards.aoi))
+
+
+def aoi_area(wildcards):
+    return area_of(wildcards.aoi).wkt
+
+
+def aoi_grid(wildcards):
+    return plain(grid_of(wildcards.aoi))
+
+
+def aoi_blocks(wildcards):
+    return [plain(grid) for grid in blocks_of(wildcards.aoi).values()]
+
+
+def aoi_legend(wildcards):
+    return plain(legend_of(wildcards.aoi))
+
+
+def block_grid(wildcards):
+    blocks = blocks_of(wildcards.aoi)
+    if wildcards.block not in blocks:
+        raise WorkflowError(f"area {wildcards.aoi} has no block {wildcards.block}: it has {', '.join(blocks)}")
+    return plain(blocks[wildcards.block])
+
+
+def model_settings(wildcards):
+    return plain(CFG.models[wildcards.model])
+
+
+def model_legend(wildcards):
+    return plain(legend_of(CFG.models[wildcards.model].train_on[0]))
+
+
+def model_blocks(wildcards):
+    """Area and block of every block that a model learns from."""
+    return [(aoi, block) for aoi in CFG.models[wildcards.model].train_on for block in blocks_of(aoi)]
+
+
+# --- input files -----------------------------------------------------------------------------------------------------
+
+
+def listed(wildcards):
+    """Scenes of the area, by id, once the search has run."""
+    return plainly(read_listing)(Path(checkpoints.search_scenes.get(aoi=wildcards.aoi).output.listing))
+
+
+def scene_item(wildcards):
+    return listed(wildcards)[wildcards.scene]
+
+
+@cache
+def block_outline(aoi, block):
+    """Outline of a block in lon/lat, a little widened, since footprints of scenes are coarse."""
+    grid = blocks_of(aoi)[block]
+    return project(grid.polygon, grid.crs, "EPSG:4326").buffer(0.005)
+
+
+def scenes_of_block(sensor, folder):
+    """Files of a sensor's scenes that meet the job's block."""
+
+    def find(wildcards):
+        if sensor not in CFG.aois[wildcards.aoi].sensors:
+            return []
+        outline = block_outline(wildcards.aoi, wildcards.block)
+        items = listed(wildcards)
+        chosen = [name for name, item in items.items() if sensor_of(item) == sensor and meets(item, outline)]
+        return expand("results/{folder}/{aoi}/{scene}.tif", folder=folder, aoi=wildcards.aoi, scene=chosen)
+
+    return find
+
+
+def blocks_in(pattern):
+    """One file a block of the job's area."""
+    return lambda wildcards: expand(pattern, **dict(wildcards.items()), block=blocks_of(wildcards.aoi))
+
+
+def stacks_near(wildcards):
+    near = neighbours_of(wildcards.aoi, wildcards.block)
+    return expand("results/stacks/{aoi}/{block}.zarr.zip", aoi=wildcards.aoi, block=near)
+
+
+def model_files(pattern):
+    """One file a block of all areas that a model learns from."""
+
+    def find(wildcards):
+        model = wildcards.model
+        return [pattern.format(aoi=aoi, block=block, model=model) for aoi, block in model_blocks(wildcards)]
+
+    return find
+
+
+def source_of(name):
+    """File of the job's labels or reference map."""
+
+    def get(wildcards):
+        return getattr(CFG.aois[wildcards.aoi], name).path
+
+    return get
+
+
+def map_of(aoi, model, suffix=".tif"):
+    """The map of an area by a model: the area's default model has the short name."""
+    default = CFG.aois[aoi].model == model
+    return f"results/maps/{aoi}{suffix}" if default else f"results/maps/{aoi}/{model}{suffix}"

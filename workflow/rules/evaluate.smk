@@ -1,0 +1,89 @@
+rule map_baseline:
+    input:
+        index="results/tiles/{model}/index.parquet",
+        packed=model_files("results/tiles/{model}/{aoi}/{block}.safetensors"),
+        stacks=blocks_in("results/stacks/{aoi}/{block}.zarr.zip"),
+    output:
+        baseline="results/baselines/{aoi}/{model}.tif",
+    log:
+        "results/logs/map_baseline/{aoi}/{model}.log",
+    benchmark:
+        "results/benchmarks/map_baseline/{aoi}/{model}.tsv"
+    conda:
+        "../../envs/covermap.yaml"
+    threads: 2
+    params:
+        packs=model_blocks,
+        grid=aoi_grid,
+        blocks=aoi_blocks,
+        model=training_settings,
+        version=1,
+    script:
+        "../scripts/map_baseline.py"
+
+
+rule evaluate:
+    input:
+        map=lambda wildcards: map_of(wildcards.aoi, wildcards.model),
+        labels=blocks_in("results/labels/{aoi}/{block}.tif"),
+        reference=lambda wildcards: (
+            blocks_in("results/references/{aoi}/{block}.tif")(wildcards) if CFG.aois[wildcards.aoi].reference else []
+        ),
+        baseline="results/baselines/{aoi}/{model}.tif",
+    output:
+        accuracy="results/accuracy/{aoi}/{model}.json",
+    log:
+        "results/logs/evaluate/{aoi}/{model}.log",
+    conda:
+        "../../envs/covermap.yaml"
+    params:
+        legend=aoi_legend,
+        tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
+        seed=lambda wildcards: CFG.models[wildcards.model].seed,
+        version=1,
+    script:
+        "../scripts/evaluate.py"
+
+
+def accuracy_of(wildcards):
+    """Agreement and accuracy, where the area has labels to compare with."""
+    aoi = CFG.aois[wildcards.aoi]
+    return f"results/accuracy/{wildcards.aoi}/{aoi.model}.json" if aoi.labels else []
+
+
+def attribution_of(wildcards):
+    simulated = CFG.aois[wildcards.aoi].provider.name == "demo"
+    return "Simulated data" if simulated else "Contains modified Copernicus Sentinel data"
+
+
+def notes_of(wildcards):
+    if CFG.aois[wildcards.aoi].provider.name == "demo":
+        return "Simulated landscape: a check of the software, never evidence of accuracy."
+    return ""
+
+
+rule report:
+    input:
+        map="results/maps/{aoi}.tif",
+        confidence="results/maps/{aoi}.confidence.tif",
+        accuracy=accuracy_of,
+        metrics=lambda wildcards: f"results/models/{default_model(wildcards)}/metrics.json",
+        training_log=lambda wildcards: f"results/models/{default_model(wildcards)}/log.csv",
+        listing="results/scenes/{aoi}.json",
+        stacks=blocks_in("results/stacks/{aoi}/{block}.zarr.zip"),
+    output:
+        report="results/reports/{aoi}.html",
+    log:
+        "results/logs/report/{aoi}.log",
+    conda:
+        "../../envs/covermap.yaml"
+    params:
+        legend=aoi_legend,
+        title="{aoi}",
+        period=aoi_setting("period"),
+        model=default_model,
+        attribution=attribution_of,
+        notes=notes_of,
+        version=1,
+    script:
+        "../scripts/report.py"

@@ -1,0 +1,78 @@
+rule predict_block:
+    input:
+        weights="results/models/{model}/weights.safetensors",
+        stacks=stacks_near,
+    output:
+        prediction="results/predictions/{aoi}/{model}/{block}.tif",
+    log:
+        "results/logs/predict_block/{aoi}/{model}/{block}.log",
+    benchmark:
+        "results/benchmarks/predict_block/{aoi}/{model}/{block}.tsv"
+    conda:
+        "../../envs/covermap.yaml"
+    threads: lambda wildcards: CFG.models[wildcards.model].training.threads
+    params:
+        block=block_grid,
+        blocks=lambda wildcards: [
+            plain(blocks_of(wildcards.aoi)[name]) for name in neighbours_of(wildcards.aoi, wildcards.block)
+        ],
+        settings=lambda wildcards: plain(CFG.models[wildcards.model].prediction),
+        torch_threads=lambda wildcards: CFG.models[wildcards.model].training.threads,
+        version=1,
+    script:
+        "../scripts/predict_block.py"
+
+
+rule mosaic:
+    input:
+        predictions=blocks_in("results/predictions/{aoi}/{model}/{block}.tif"),
+    output:
+        map="results/maps/{aoi}/{model}.tif",
+        confidence="results/maps/{aoi}/{model}.confidence.tif",
+        style="results/maps/{aoi}/{model}.qml",
+    log:
+        "results/logs/mosaic/{aoi}/{model}.log",
+    benchmark:
+        "results/benchmarks/mosaic/{aoi}/{model}.tsv"
+    conda:
+        "../../envs/covermap.yaml"
+    params:
+        grid=aoi_grid,
+        blocks=aoi_blocks,
+        area=aoi_area,
+        legend=model_legend,
+        period=aoi_setting("period"),
+        model="{model}",
+        version=1,
+    script:
+        "../scripts/mosaic.py"
+
+
+def default_model(wildcards):
+    return CFG.aois[wildcards.aoi].model
+
+
+use rule mosaic as mosaic_default with:
+    input:
+        predictions=lambda wildcards: expand(
+            "results/predictions/{aoi}/{model}/{block}.tif",
+            aoi=wildcards.aoi,
+            model=default_model(wildcards),
+            block=blocks_of(wildcards.aoi),
+        ),
+    output:
+        map="results/maps/{aoi}.tif",
+        confidence="results/maps/{aoi}.confidence.tif",
+        style="results/maps/{aoi}.qml",
+    log:
+        "results/logs/mosaic_default/{aoi}.log",
+    benchmark:
+        "results/benchmarks/mosaic_default/{aoi}.tsv"
+    params:
+        grid=aoi_grid,
+        blocks=aoi_blocks,
+        area=aoi_area,
+        legend=aoi_legend,
+        period=aoi_setting("period"),
+        model=default_model,
+        version=1,

@@ -1,0 +1,20 @@
+rule process_s1:
+    input:
+        product="resources/scenes/{aoi}/{scene}.zip",
+        dem=lambda wildcards: CFG.aois[wildcards.aoi].dem or [],
+        listing=ancient("results/scenes/{aoi}.json"),
+    output:
+        processed="results/s1/{aoi}/{scene}.tif",
+    log:
+        "results/logs/process_s1/{aoi}/{scene}.log",
+    benchmark:
+        "results/benchmarks/process_s1/{aoi}/{scene}.tsv"
+    conda:
+        "../../envs/covermap.yaml"
+    params:
+        item=scene_item,
+        grid=aoi_grid,
+        settings=aoi_section("sentinel1"),
+        version=1,
+    script:
+        "../scripts/process_s1.py"

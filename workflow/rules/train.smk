@@ -1,0 +1,27 @@
+def training_settings(wildcards):
+    """What the weights depend on: how a map is cut into windows is not among it."""
+    return CFG.models[wildcards.model].model_dump(mode="json", exclude={"prediction"})
+
+
+rule train:
+    input:
+        index="results/tiles/{model}/index.parquet",
+        packed=model_files("results/tiles/{model}/{aoi}/{block}.safetensors"),
+    output:
+        weights="results/models/{model}/weights.safetensors",
+        metrics="results/models/{model}/metrics.json",
+        training_log="results/models/{model}/log.csv",
+    log:
+        "results/logs/train/{model}.log",
+    benchmark:
+        "results/benchmarks/train/{model}.tsv"
+    conda:
+        "../../envs/covermap.yaml"
+    threads: lambda wildcards: CFG.models[wildcards.model].training.threads
+    params:
+        blocks=model_blocks,
+        model=training_settings,
+        classes=lambda wildcards: [entry["key"] for entry in model_legend(wildcards)["classes"]],
+        version=1,
+    script:
+        "../scripts/train.py"

@@ -1,0 +1,3 @@
+from covermap.download import download_scene
+from covermap.step import run
+run(download_scene, snakemake)  # noqa: F821

@@ -1,0 +1,3 @@
+from covermap.mosaic import mosaic
+from covermap.step import run
+run(mosaic, snakemake)  # noqa: F821

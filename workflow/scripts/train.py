@@ -1,0 +1,3 @@
+from covermap.train import train
+from covermap.step import run
+run(train, snakemake)  # noqa: F821
