@@ -86,6 +86,5 @@ def training_pixels(store: TileStore, model: Model) -> tuple[np.ndarray, np.ndar
 
 def features(inputs: dict[str, np.ndarray], mask: np.ndarray) -> np.ndarray:
     """Integers of the masked pixels as float32 (N, channels); no data keeps its own value, which trees can tell."""
-    return np.concatenate([values[:, :, mask].reshape(-1, mask.sum()) for values in inputs.values()]).T.astype(
-        np.float32
-    )
+    chosen = [values[:, :, mask].reshape(values.shape[0] * values.shape[1], -1) for values in inputs.values()]
+    return np.concatenate(chosen).T.astype(np.float32)

@@ -76,9 +76,35 @@ def write_truth(path: Path, landscape: Landscape) -> None:
 
 
 def write_catalog(path: Path, items: Sequence[dict[str, Any]]) -> None:
-    """Write a static STAC ItemCollection, items sorted by id."""
-    collection = {"type": "FeatureCollection", "features": sorted(items, key=lambda item: item["id"])}
-    path.write_text(json.dumps(collection, indent=1) + "\n", "utf-8")
+    """Write a static STAC ItemCollection, items sorted by id, and their collections to ``collections`` beside it."""
+    (path.parent / "collections").mkdir(exist_ok=True)
+    linked = []
+    for name in sorted({item["collection"] for item in items}):
+        own = [item for item in items if item["collection"] == name]
+        document = path.parent / "collections" / f"{name}.json"
+        document.write_text(json.dumps(_collection(name, own), indent=1) + "\n", "utf-8")
+        link = {"rel": "collection", "href": f"collections/{name}.json", "type": "application/json"}
+        linked += [{**item, "links": [link]} for item in own]
+    catalog = {"type": "FeatureCollection", "features": sorted(linked, key=lambda item: item["id"])}
+    path.write_text(json.dumps(catalog, indent=1) + "\n", "utf-8")
+
+
+def _collection(name: str, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """STAC collection of ``items``."""
+    west, south, east, north = zip(*(item["bbox"] for item in items), strict=True)
+    times = sorted(item["properties"]["datetime"] for item in items)
+    return {
+        "type": "Collection",
+        "stac_version": "1.0.0",
+        "id": name,
+        "description": "Simulated products of a made-up world: a check of software, not observations",
+        "license": "BSD-3-Clause",
+        "extent": {
+            "spatial": {"bbox": [[min(west), min(south), max(east), max(north)]]},
+            "temporal": {"interval": [[times[0], times[-1]]]},
+        },
+        "links": [],
+    }
 
 
 def world_polygon(pixels: int, inset_m: float = 20.0, points_a_side: int = 8) -> dict[str, Any]:

@@ -193,16 +193,14 @@ def digital_numbers(reflectance: Floats, baseline: str) -> NDArray[np.uint16]:
 
 
 def sun_angles(moment: datetime) -> tuple[float, float]:
-    """Zenith angle and azimuth (from north, clockwise) of the sun [deg] over the middle of the world, to about 0.3 deg.
+    """Zenith angle and azimuth (from north, clockwise) of the sun [deg] over the middle of the world, to about 0.5 deg.
 
     Declination and equation of time as in Spencer (1971), Fourier series representation of the position of the sun.
     """
     year = 2 * np.pi * (moment.timetuple().tm_yday - 1) / 365
-    declination = (
-        0.006918 - 0.399912 * np.cos(year) + 0.070257 * np.sin(year)
-        - 0.006758 * np.cos(2 * year) + 0.000907 * np.sin(2 * year)
-    )  # fmt: skip
-    late_min = 229.18 * (0.000075 + 0.001868 * np.cos(year) - 0.032077 * np.sin(year) - 0.014615 * np.cos(2 * year))
+    c, s = (np.array([f(k * year) for k in (1, 2, 3)]) for f in (np.cos, np.sin))
+    declination = 0.006918 + np.dot([-0.399912, -0.006758, -0.002697], c) + np.dot([0.070257, 0.000907, 0.00148], s)
+    late_min = 229.18 * (0.000075 + np.dot([0.001868, -0.014615], c[:2]) - np.dot([0.032077, 0.04089], s[:2]))
     hours = moment.hour + moment.minute / 60 + moment.second / 3600 + LONGITUDE / 15 + late_min / 60
     hour_angle, latitude = np.radians(15 * (hours - 12)), np.radians(LATITUDE)
     up = np.sin(latitude) * np.sin(declination) + np.cos(latitude) * np.cos(declination) * np.cos(hour_angle)
@@ -385,12 +383,12 @@ def _scene_class(
     bright = (red > 0.125) & (green > 0.10)
     roofs = bright & ((classes == URBAN) & (fickle < 0.35) | (classes == BARE) & (fickle < 0.12))
     result[roofs] = np.where(red[roofs] > 0.15, 9, 8)
-    result[(cirrus > 0.03) & (cloud < CLOUDY) & (fickle > 0.1)] = 10
+    result[(cirrus > 0.03) & (cloud < CLOUDY)] = 10
     cloudy = cloud > CLOUDY
     number, _ = ndimage.label(cloudy)
     cloudy &= (np.bincount(number.ravel()) > 25)[number]
     result[cloudy] = np.where(cloud[cloudy] > 0.7, 9, 8)
-    result[cloudy & (cloud > 0.7) & (fickle > 0.985)] = 11
+    result[cloudy & (cloud > 0.7) & (fractal(rng, cloud.shape, 30, 2.6, 5) > 2.6)] = 11
     return result
 
 

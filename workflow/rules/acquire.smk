@@ -3,14 +3,6 @@ localrules:
     download_scene,
 
 
-def catalogue(wildcards):
-    """The file that a search reads, where there is one."""
-    aoi = CFG.aois[wildcards.aoi]
-    if aoi.scenes:
-        return []
-    return "resources/demo/catalog.json" if aoi.provider.name == "demo" else aoi.provider.catalog
-
-
 rule simulate_demo:
     output:
         catalog="resources/demo/catalog.json",

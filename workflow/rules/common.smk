@@ -6,7 +6,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(Path(workflow.basedir)))
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))  # for the jobs
+os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [sys.path[0], os.getenv("PYTHONPATH")])))  # for the jobs
 
 from covermap.config import load
 from covermap.errors import CovermapError
@@ -198,3 +198,37 @@ def map_of(aoi, model, suffix=".tif"):
     """The map of an area by a model: the area's default model has the short name."""
     default = CFG.aois[aoi].model == model
     return f"results/maps/{aoi}{suffix}" if default else f"results/maps/{aoi}/{model}{suffix}"
+
+
+def catalogue(wildcards):
+    """The file that a search reads, where there is one."""
+    aoi = CFG.aois[wildcards.aoi]
+    if aoi.scenes:
+        return []
+    return "resources/demo/catalog.json" if aoi.provider.name == "demo" else aoi.provider.catalog
+
+
+def training_settings(wildcards):
+    """What the weights depend on: how a map is cut into windows is not among it."""
+    return CFG.models[wildcards.model].model_dump(mode="json", exclude={"prediction"})
+
+
+def default_model(wildcards):
+    return CFG.aois[wildcards.aoi].model
+
+
+def accuracy_of(wildcards):
+    """Agreement and accuracy, where the area has labels to compare with."""
+    aoi = CFG.aois[wildcards.aoi]
+    return f"results/accuracy/{wildcards.aoi}/{aoi.model}.json" if aoi.labels else []
+
+
+def attribution_of(wildcards):
+    simulated = CFG.aois[wildcards.aoi].provider.name == "demo"
+    return "Simulated data" if simulated else "Contains modified Copernicus Sentinel data"
+
+
+def notes_of(wildcards):
+    if CFG.aois[wildcards.aoi].provider.name == "demo":
+        return "Simulated landscape: a check of the software, never evidence of accuracy."
+    return ""

@@ -45,23 +45,6 @@ rule evaluate:
         "../scripts/evaluate.py"
 
 
-def accuracy_of(wildcards):
-    """Agreement and accuracy, where the area has labels to compare with."""
-    aoi = CFG.aois[wildcards.aoi]
-    return f"results/accuracy/{wildcards.aoi}/{aoi.model}.json" if aoi.labels else []
-
-
-def attribution_of(wildcards):
-    simulated = CFG.aois[wildcards.aoi].provider.name == "demo"
-    return "Simulated data" if simulated else "Contains modified Copernicus Sentinel data"
-
-
-def notes_of(wildcards):
-    if CFG.aois[wildcards.aoi].provider.name == "demo":
-        return "Simulated landscape: a check of the software, never evidence of accuracy."
-    return ""
-
-
 rule report:
     input:
         map="results/maps/{aoi}.tif",

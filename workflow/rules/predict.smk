@@ -48,10 +48,6 @@ rule mosaic:
         "../scripts/mosaic.py"
 
 
-def default_model(wildcards):
-    return CFG.aois[wildcards.aoi].model
-
-
 use rule mosaic as mosaic_default with:
     input:
         predictions=lambda wildcards: expand(

@@ -1,6 +1,3 @@
-def training_settings(wildcards):
-    """What the weights depend on: how a map is cut into windows is not among it."""
-    return CFG.models[wildcards.model].model_dump(mode="json", exclude={"prediction"})
 
 
 rule train:
