@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 
-from covermap.config import Model
+from covermap.config import Tiles
 from covermap.grid import Grid
 from covermap.inputs import KEYS, observed
 from covermap.legend import EXCLUDED, NO_LABEL
@@ -30,7 +30,9 @@ def map_baseline(
     packs: list[tuple[str, str]],
     grid: Grid,
     blocks: list[Grid],
-    model: Model,
+    sensors: tuple[str, ...],
+    tiles: Tiles,
+    seed: int,
     threads: int = 1,
 ) -> None:
     """Classes of the held-out test pixels by a per-pixel random forest (Breiman 2001, doi:10.1023/A:1010933404324).
@@ -41,13 +43,11 @@ def map_baseline(
     stacks, blocks : stacks of the area, and their grids.
     baseline : class ids, uint8, 0 where nothing is held out; on the grid of the map.
     grid : of the map.
-    model : settings of the model to compare with: its inputs, split and seed.
+    sensors, tiles, seed : inputs and split of the model to compare with.
     """
     stores = dict(zip([(aoi, block) for aoi, block in packs], packed, strict=True))
-    pixels, labels = training_pixels(TileStore(stores, index, "train"), model)
-    forest = RandomForestClassifier(
-        TREES, max_features="sqrt", min_samples_leaf=2, n_jobs=threads, random_state=model.seed
-    )
+    pixels, labels = training_pixels(TileStore(stores, index, "train"), sensors, seed)
+    forest = RandomForestClassifier(TREES, max_features="sqrt", min_samples_leaf=2, n_jobs=threads, random_state=seed)
     forest.fit(pixels, labels)
     log.info("forest of %d trees from %d pixels of %d classes", TREES, len(labels), len(forest.classes_))
     out = np.zeros(grid.shape, np.uint8)
@@ -57,8 +57,8 @@ def map_baseline(
             continue
         row, column = part.offset_in(block)
         read = read_stack(path, slice(row, row + part.height), slice(column, column + part.width))
-        inputs = {KEYS[sensor]: read[KEYS[sensor]] for sensor in model.sensors}
-        held_out = (split_of(part, model.tiles, model.seed) == TEST) & observed(inputs)
+        inputs = {KEYS[sensor]: read[KEYS[sensor]] for sensor in sensors}
+        held_out = (split_of(part, tiles, seed) == TEST) & observed(inputs)
         if held_out.any():
             row, column = part.offset_in(grid)
             place = out[row : row + part.height, column : column + part.width]
@@ -66,14 +66,14 @@ def map_baseline(
     write_raster(baseline, out[None], grid, nodata=NO_LABEL, descriptions=("class",))
 
 
-def training_pixels(store: TileStore, model: Model) -> tuple[np.ndarray, np.ndarray]:
+def training_pixels(store: TileStore, sensors: tuple[str, ...], seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Features (N, channels) and class ids (N,) of labelled training pixels, evenly out of all tiles."""
-    random = np.random.default_rng(model.seed)
+    random = np.random.default_rng(seed)
     a_tile = max(1, SAMPLES // len(store))
     chosen, labels = [], []
     for number in range(len(store)):
         tile = store[number]
-        inputs = {KEYS[sensor]: tile[KEYS[sensor]] for sensor in model.sensors}
+        inputs = {KEYS[sensor]: tile[KEYS[sensor]] for sensor in sensors}
         usable = (tile["weight"] > 0) & (tile["label"] != NO_LABEL) & (tile["label"] != EXCLUDED)
         places = random.permutation(np.flatnonzero(usable))[:a_tile]
         mask = np.zeros(usable.size, bool)

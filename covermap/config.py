@@ -191,6 +191,7 @@ class Prediction(Section):
     window_pixels: int = Field(256, ge=32, le=2048, multiple_of=32, description="pixels predicted at once, a side")
     overlap: float = Field(0.5, ge=0, lt=0.9, description="share of a window that its neighbour sees too")
     batch: int = Field(4, ge=1, description="windows at once")
+    threads: int = Field(1, ge=1, le=64, description="torch threads of one block: results are identical at one number")
 
 
 class Model(Section):

@@ -38,7 +38,6 @@ def predict_block(
     block: Grid,
     blocks: list[Grid],
     settings: Prediction,
-    torch_threads: int,
 ) -> None:
     """Classes and confidence of a block.
 
@@ -49,10 +48,9 @@ def predict_block(
     prediction : GeoTIFF with class ids (0 without any observation) and confidence in per cent (255 without).
     block : grid of the block.
     blocks : grid of each stack.
-    settings : windows, overlap, batch.
-    torch_threads : results are identical at one number of threads.
+    settings : windows, overlap, batch and torch threads.
     """
-    device = use_device(torch_threads)
+    device = use_device(settings.threads)
     net, classes = load_weights(weights, device)
     multiple = getattr(net.network, "multiple", 1)
     if settings.window_pixels % multiple:

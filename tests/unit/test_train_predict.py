@@ -120,14 +120,14 @@ def test_a_pickled_file_is_no_weights_file(area, tmp_path):
     torch.save({"model": 1}, path)
     name, block = next(iter(area.blocks.items()))
     with pytest.raises(ModelError, match="rule train"):
-        predict_block(path, [area.stacks[name]], tmp_path / "p.tif", block, [block], Prediction(), 1)
+        predict_block(path, [area.stacks[name]], tmp_path / "p.tif", block, [block], Prediction())
 
 
 def predicted(area, trained, folder, blocks, stacks, prediction):
     paths = []
     for name, block in blocks.items():
         paths.append(folder / f"{name}.tif")
-        predict_block(trained[0], stacks, paths[-1], block, list(area.blocks.values()), prediction, 1)
+        predict_block(trained[0], stacks, paths[-1], block, list(area.blocks.values()), prediction)
     return paths
 
 
@@ -148,7 +148,7 @@ def test_no_data_in_no_data_out(area, trained, tmp_path):
     name, block = next(iter(area.blocks.items()))
     beyond = block.window(-128, -128, 256, 256)  # only its south-eastern quarter has a stack
     path = tmp_path / "p.tif"
-    predict_block(trained[0], [area.stacks[name]], path, beyond, [block], Prediction(window_pixels=32, batch=2), 1)
+    predict_block(trained[0], [area.stacks[name]], path, beyond, [block], Prediction(window_pixels=32, batch=2))
     classes, confidence = read_window(path, beyond, fill=0)
     assert (classes[128:, 128:] > 0).all()
     assert not classes[:128].any() and not classes[:, :128].any()
@@ -163,7 +163,7 @@ def test_a_stack_with_other_inputs_is_explained(area, trained, tmp_path, monkeyp
     fewer = lambda *place: {key: values[:, :1] for key, values in original(*place).items()}  # noqa: E731
     monkeypatch.setattr(covermap.predict, "read_stack", fewer)
     with pytest.raises(ModelError, match="steps and bands"):
-        predict_block(trained[0], [other], tmp_path / "p.tif", block, [block], Prediction(window_pixels=32), 1)
+        predict_block(trained[0], [other], tmp_path / "p.tif", block, [block], Prediction(window_pixels=32))
     assert not (tmp_path / "p.tif").exists()
 
 

@@ -16,7 +16,9 @@ rule map_baseline:
         packs=model_blocks,
         grid=aoi_grid,
         blocks=aoi_blocks,
-        model=training_settings,
+        sensors=lambda wildcards: CFG.models[wildcards.model].sensors,
+        tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
+        seed=lambda wildcards: CFG.models[wildcards.model].seed,
         version=1,
     script:
         "../scripts/map_baseline.py"

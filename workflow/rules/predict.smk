@@ -10,14 +10,13 @@ rule predict_block:
         "results/benchmarks/predict_block/{aoi}/{model}/{block}.tsv"
     conda:
         "../../envs/covermap.yaml"
-    threads: lambda wildcards: CFG.models[wildcards.model].training.threads
+    threads: lambda wildcards: CFG.models[wildcards.model].prediction.threads
     params:
         block=block_grid,
         blocks=lambda wildcards: [
             plain(blocks_of(wildcards.aoi)[name]) for name in neighbours_of(wildcards.aoi, wildcards.block)
         ],
         settings=lambda wildcards: plain(CFG.models[wildcards.model].prediction),
-        torch_threads=lambda wildcards: CFG.models[wildcards.model].training.threads,
         version=1,
     script:
         "../scripts/predict_block.py"
