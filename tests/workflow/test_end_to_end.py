@@ -32,7 +32,7 @@ def test_lint_is_clean():
 
 def test_the_shipped_configuration_plans_the_demo(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "snakemake", "-n", "--quiet", "--forceall", "results/maps/demo.tif"],
+        [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--forceall", "results/maps/demo.tif"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -103,7 +103,7 @@ AFTER_TRAINING = {"train", "predict_block", "mosaic_default", "evaluate", "repor
 @pytest.mark.parametrize(
     ("path", "value", "reruns"),
     [
-        ("models/unet_demo/training/epochs", 4, AFTER_TRAINING),
+        ("models/unet_demo/training/epochs", 9, AFTER_TRAINING),
         ("models/unet_demo/prediction/overlap", 0.25, AFTER_TRAINING - {"train"}),
         (
             "masks/dilate_m",
@@ -119,7 +119,7 @@ def test_an_edit_reruns_what_depends_on_it(small_world, path, value, reruns):
     for name in parents:
         place = place[name]
     place[last] = value
-    done = run_snakemake(small_world, settings, "-n", "--quiet")
+    done = run_snakemake(small_world, settings, "-n", "--quiet", "rules")
     assert set(re.findall(r"^(\w+)\s+\d+$", done.stdout, re.MULTILINE)) - {"total"} == reruns
 
 
