@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from covermap.errors import SettingError
-from covermap.legend import read_legend
+from covermap.legend import Legend, read_legend
 from covermap.models import MODELS
 from covermap.providers import PROVIDERS
 
@@ -294,10 +294,32 @@ def load(settings: dict[str, Any]) -> Config:
     for name, aoi in config.aois.items():
         for labels in filter(None, (aoi.labels, aoi.reference)):
             try:
-                read_legend(labels.legend)
+                check_classes(config, aoi.model, labels)
             except SettingError as error:
                 raise SettingError(f"config: aois.{name}: {error}") from None
+    for name, model in config.models.items():
+        for taught in (config.aois[area].labels for area in model.train_on):
+            assert taught is not None  # _known_names
+            check_classes(config, name, taught)
     return config
+
+
+def model_legend(config: Config, model: str) -> Legend:
+    """Legend of what a model maps: that of the labels it learns from."""
+    labels = config.aois[config.models[model].train_on[0]].labels
+    assert labels is not None  # _known_names
+    return read_legend(labels.legend)
+
+
+def check_classes(config: Config, model: str, labels: Labels) -> None:
+    """Refuse labels whose classes are not those of a model: their ids would mean different things."""
+    legends = read_legend(labels.legend), model_legend(config, model)
+    found, wanted = ([entry.key for entry in legend.classes] for legend in legends)
+    if found != wanted:
+        raise SettingError(
+            f"legend {labels.legend} has the classes {', '.join(found)}, but model {model!r} maps {', '.join(wanted)}: "
+            "give both one legend, or the area another model"
+        )
 
 
 def schema() -> str:

@@ -42,6 +42,11 @@ def test_the_shipped_configuration_is_valid(settings):
         ("aois/demo/sentinel1", {"looks": -1}, ["aois.demo.sentinel1", "looks", "-1"]),
         ("aois/demo/masks", {"dilate": 3}, ["aois.demo.masks", "dilate", "no such setting"]),
         ("aois/demo/labels/legend", "resources/legends/none.csv", ["aois.demo", "none.csv", "does not exist"]),
+        (
+            "aois/demo/reference/legend",
+            "tests/real/legends/slovenia_lulc.csv",
+            ["aois.demo", "slovenia_lulc.csv", "'unet_demo'", "one legend"],
+        ),
         ("models/unet_demo/network", "unett", ["models.unet_demo.network", "'unett'", "'unet'"]),
         ("models/unet_demo/train_on", ["acre"], ["models.unet_demo.train_on", "'acre'"]),
         ("models/unet_demo/tiles/cell_pixels", 128, ["tile of 128 px", "cell_pixels"]),

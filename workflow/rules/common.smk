@@ -8,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(Path(workflow.basedir)))
 os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [sys.path[0], os.getenv("PYTHONPATH")])))  # for the jobs
 
-from covermap.config import load
+from covermap.config import check_classes, load, model_legend
 from covermap.errors import CovermapError
 from covermap.grid import area_blocks, area_grid, project, read_area
 from covermap.legend import read_legend
@@ -59,14 +59,6 @@ def blocks_of(aoi):
     return area_blocks(area_of(aoi), CFG.aois[aoi].crs, CFG.aois[aoi].block_pixels)
 
 
-@cache
-@plainly
-def legend_of(aoi):
-    """Legend of the area's labels, or of those that its model learned from."""
-    labels = CFG.aois[aoi].labels or CFG.aois[CFG.models[CFG.aois[aoi].model].train_on[0]].labels
-    return read_legend(labels.legend)
-
-
 def neighbours_of(aoi, block):
     """Names of the area's blocks that touch a block, itself included."""
     near = blocks_of(aoi)[block].padded(1)
@@ -108,10 +100,6 @@ def aoi_blocks(wildcards):
     return [plain(grid) for grid in blocks_of(wildcards.aoi).values()]
 
 
-def aoi_legend(wildcards):
-    return plain(legend_of(wildcards.aoi))
-
-
 def block_grid(wildcards):
     blocks = blocks_of(wildcards.aoi)
     if wildcards.block not in blocks:
@@ -123,8 +111,16 @@ def model_settings(wildcards):
     return plain(CFG.models[wildcards.model])
 
 
-def model_legend(wildcards):
-    return plain(legend_of(CFG.models[wildcards.model].train_on[0]))
+@plainly
+def legend_of(model):
+    return plain(model_legend(CFG, model))
+
+
+@plainly
+def compared_legend(wildcards):
+    """Legend of a model's map that is compared with the labels of an area."""
+    check_classes(CFG, wildcards.model, CFG.aois[wildcards.aoi].labels)
+    return legend_of(wildcards.model)
 
 
 def model_blocks(wildcards):

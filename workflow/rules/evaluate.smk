@@ -39,7 +39,7 @@ rule evaluate:
     conda:
         "../../envs/covermap.yaml"
     params:
-        legend=aoi_legend,
+        legend=compared_legend,
         tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
         seed=lambda wildcards: CFG.models[wildcards.model].seed,
         version=1,
@@ -63,7 +63,7 @@ rule report:
     conda:
         "../../envs/covermap.yaml"
     params:
-        legend=aoi_legend,
+        legend=lambda wildcards: legend_of(default_model(wildcards)),
         title="{aoi}",
         period=aoi_setting("period"),
         model=default_model,

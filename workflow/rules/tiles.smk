@@ -11,7 +11,7 @@ rule index_tiles:
         blocks=lambda wildcards: [(aoi, name, plain(blocks_of(aoi)[name])) for aoi, name in model_blocks(wildcards)],
         tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
         seed=lambda wildcards: CFG.models[wildcards.model].seed,
-        classes=lambda wildcards: len(model_legend(wildcards)["classes"]),
+        classes=lambda wildcards: len(legend_of(wildcards.model)["classes"]),
         version=1,
     script:
         "../scripts/index_tiles.py"

@@ -18,7 +18,7 @@ rule train:
     params:
         blocks=model_blocks,
         model=training_settings,
-        classes=lambda wildcards: [entry["key"] for entry in model_legend(wildcards)["classes"]],
+        classes=lambda wildcards: [entry["key"] for entry in legend_of(wildcards.model)["classes"]],
         version=1,
     script:
         "../scripts/train.py"
