@@ -25,8 +25,10 @@ import rasterio
 from covermap.simulator.catalog import write_catalog, write_dem, write_truth
 from covermap.simulator.labels import write_labels
 from covermap.simulator.landscape import Landscape, make_landscape
-from covermap.simulator.sentinel1 import SCENE_DAYS, simulate_sentinel1_scene
-from covermap.simulator.sentinel2 import ACQUISITIONS, simulate_sentinel2
+from covermap.simulator.overpass import ACQUISITIONS
+from covermap.simulator.sentinel1 import simulate_sentinel1_scene
+from covermap.simulator.sentinel2 import simulate_sentinel2
+from covermap.simulator.viewing import SCENE_DAYS
 
 __all__ = ["make_landscape", "simulate_demo"]
 

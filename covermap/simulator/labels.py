@@ -28,9 +28,8 @@ from covermap.simulator.landscape import (
     WATER,
     WETLAND,
     Landscape,
-    cells,
-    fractal,
 )
+from covermap.simulator.random_fields import cells, fractal
 
 PIXEL_DEG = 0.000269494585  # pixel of the MapBiomas collections
 SMALLEST_PX = 50  # patches below 0.5 ha vanish

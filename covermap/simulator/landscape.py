@@ -7,13 +7,14 @@ follow the spirit of the published data set, rare classes are made more frequent
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, ndimage
+from scipy import ndimage
+
+from covermap.simulator.farmland import fields, pastures, rectangles, stands
+from covermap.simulator.random_fields import Floats, Ids, Mask, cells, fractal
 
 CRS = "EPSG:32721"
 PIXEL_M = 10.0
@@ -28,10 +29,6 @@ CLASSES = (FOREST, SAVANNA, PLANTATION, WETLAND, GRASSLAND, PASTURE, CROP, URBAN
 SHARES = {PLANTATION: 0.028, WETLAND: 0.040, PASTURE: 0.200, CROP: 0.135, URBAN: 0.015, BARE: 0.021, WATER: 0.019}
 NATURAL_SHARES = {GRASSLAND: 0.23, SAVANNA: 0.44, FOREST: 0.33}
 CHANGED_SHARE = 0.05  # share of the area whose cover was another a year before
-
-Floats = NDArray[np.floating[Any]]  # float32 where it is large
-Mask = NDArray[np.bool_]
-Ids = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -69,9 +66,9 @@ def make_landscape(pixels: int, seed: int) -> Landscape:
     zone = fractal(rng, shape, 700, 3.2) - 2.2 * np.exp(-to_stream / 18) - 1.5 * np.exp(-to_river / 50) - 9 * slope
     arable = zone + 0.8 * fractal(rng, shape, 900, 3.2)
     grazing = zone - 0.3 * arable + 0.6 * fractal(rng, shape, 500, 3.0)
-    _plant(rng, classes, parcels, PLANTATION, _stands(rng, zone))
-    _plant(rng, classes, parcels, CROP, _fields(rng, arable))
-    _plant(rng, classes, parcels, PASTURE, _pastures(rng, grazing))
+    _plant(rng, classes, parcels, PLANTATION, stands(rng, zone))
+    _plant(rng, classes, parcels, CROP, fields(rng, arable))
+    _plant(rng, classes, parcels, PASTURE, pastures(rng, grazing))
 
     natural = _natural(rng, classes == 0, moist, slope)
     farmed = classes.copy()
@@ -86,48 +83,6 @@ def make_landscape(pixels: int, seed: int) -> Landscape:
     previous = _a_year_before(rng, classes, parcels, natural)
     left, top = WORLD_LEFT - MARGIN * PIXEL_M, WORLD_TOP + MARGIN * PIXEL_M
     return Landscape(CRS, left, top, PIXEL_M, MARGIN, classes, parcels, height_m, previous)
-
-
-def fractal(
-    rng: np.random.Generator, shape: tuple[int, int], longest_px: float, beta: float, shortest_px: float = 6
-) -> Floats:
-    """Gaussian noise (y, x), float32, mean 0 and deviation 1, with power falling as frequency ** -beta.
-
-    Waves longer than ``longest_px`` are no stronger than that wave, waves shorter than ``shortest_px`` fade out.
-    """
-    spectrum = fft.rfft2(rng.standard_normal(shape, np.float32))
-    rows, columns = fft.fftfreq(shape[0]).astype(np.float32), fft.rfftfreq(shape[1]).astype(np.float32)
-    frequency = np.hypot(rows[:, None], columns[None])
-    gain = (frequency**2 + np.float32(longest_px) ** -2) ** np.float32(-beta / 4)
-    gain *= np.exp(-0.5 * (frequency * np.float32(shortest_px)) ** 2)
-    gain[0, 0] = 0
-    field = fft.irfft2(spectrum * gain, shape)
-    return (field / field.std()).astype(np.float32)
-
-
-def cells(rng: np.random.Generator, shape: tuple[int, int], spacing_px: float, warp_px: float) -> Ids:
-    """Ids (y, x), int32, of irregular cells about ``spacing_px`` wide whose borders wander by ``warp_px``.
-
-    Each pixel belongs to the nearest of jittered lattice points; found on every second pixel, for speed.
-    """
-    half = (shape[0] + 1) // 2, (shape[1] + 1) // 2
-    spacing, warp = spacing_px / 2, warp_px / 2
-    dy, dx = (warp * fractal(rng, half, 2 * spacing, 3, 4) for _ in range(2))
-    y = (np.arange(half[0], dtype=np.float32)[:, None] + dy) / np.float32(spacing)
-    x = (np.arange(half[1], dtype=np.float32)[None] + dx) / np.float32(spacing)
-    y, x = y - y.min() + 1, x - x.min() + 1  # no pixel lies in the outermost row or column of lattice points
-    columns = int(x.max()) + 2
-    jitter = rng.uniform(0.1, 0.9, (2, (int(y.max()) + 2) * columns)).astype(np.float32)
-    first = np.floor(y).astype(np.int32) * columns + np.floor(x).astype(np.int32)
-    y, x = y - np.floor(y), x - np.floor(x)
-    nearest, found = np.full(half, np.inf, np.float32), np.zeros(half, np.int32)
-    for step_y in (-1, 0, 1):
-        for step_x in (-1, 0, 1):
-            cell = first + (step_y * columns + step_x)
-            away = (jitter[0][cell] + step_y - y) ** 2 + (jitter[1][cell] + step_x - x) ** 2
-            np.copyto(found, cell, where=away < nearest)
-            np.minimum(nearest, away, out=nearest)
-    return found.repeat(2, 0).repeat(2, 1)[: shape[0], : shape[1]]
 
 
 # ---------------------------------------------------------------------------------------------- water and terrain
@@ -232,96 +187,7 @@ def _spread(k: int, start: float) -> tuple[float, float]:
     return (start + 0.7548776662 * k) % 1, (start * 7 + 0.5698402910 * k) % 1
 
 
-# ------------------------------------------------------------------------------------------------------- farmland
-
-
-def _rectangles(rng: np.random.Generator, shape: tuple[int, int], smallest_px: float, largest_px: float) -> Ids:
-    """Ids (y, x), int32, of rectangular parcels; the direction of their edges changes from district to district.
-
-    ``smallest_px`` and ``largest_px`` bound the area of a parcel that no district border cuts.
-    """
-    districts = cells(rng, shape, 420, 6)
-    parcels, first = np.zeros(shape, np.int32), 0
-    for number, window in enumerate(ndimage.find_objects(districts + 1)):
-        if window is None:
-            continue
-        inside = districts[window] == number
-        rows, columns = np.nonzero(inside)
-        angle = rng.uniform(-0.6, 0.6)
-        u = rows * np.cos(angle) + columns * np.sin(angle)
-        v = columns * np.cos(angle) - rows * np.sin(angle)
-        u, v = (u - u.min()).astype(np.int32), (v - v.min()).astype(np.int32)
-        plan = np.zeros((u.max() + 1, v.max() + 1), np.int32)
-        for k, part in enumerate(_cut(rng, (0, plan.shape[0], 0, plan.shape[1]), smallest_px, largest_px)):
-            plan[part] = first + k
-        parcels[window][inside] = plan[u, v]
-        first = int(plan.max()) + 1
-    return parcels
-
-
-def _cut(
-    rng: np.random.Generator, box: tuple[int, int, int, int], smallest_px: float, largest_px: float
-) -> Iterator[tuple[slice, slice]]:
-    """Cut a box (top, bottom, left, right) across its longer side until the parts have the wanted area."""
-    top, bottom, left, right = box
-    high, wide = bottom - top, right - left
-    wanted = smallest_px * (largest_px / smallest_px) ** rng.uniform(0.15, 1)
-    if high * wide <= wanted or high * wide < 2 * smallest_px:
-        yield slice(top, bottom), slice(left, right)
-        return
-    share = rng.uniform(0.38, 0.62)
-    if high * rng.uniform(0.8, 1.25) > wide:
-        middle = top + round(share * high)
-        boxes = (top, middle, left, right), (middle, bottom, left, right)
-    else:
-        middle = left + round(share * wide)
-        boxes = (top, bottom, left, middle), (top, bottom, middle, right)
-    for half in boxes:
-        yield from _cut(rng, half, smallest_px, largest_px)
-
-
-def _ranked(parcels: Ids, score: Floats, rng: np.random.Generator, jitter: float, smallest_px: float) -> Ids:
-    """Parcels as ranks from 0 = best mean ``score``; those under ``smallest_px`` (cut off at borders) become -1."""
-    sizes = np.bincount(parcels.ravel())
-    means = np.bincount(parcels.ravel(), score.ravel()) / np.maximum(sizes, 1)
-    means = means + jitter * rng.standard_normal(means.size)
-    means[sizes < smallest_px] = -np.inf
-    rank = np.empty(means.size, np.int32)
-    rank[np.argsort(-means, kind="stable")] = np.arange(means.size, dtype=np.int32)
-    rank[sizes < smallest_px] = -1
-    return rank[parcels]
-
-
-def _fields(rng: np.random.Generator, score: Floats) -> Ids:
-    """Fields of 30 to 200 ha, straight-edged; some hold the circle of a centre pivot."""
-    fields = _rectangles(rng, score.shape, 3000, 20_000)
-    ranks = _ranked(fields, score, rng, 0.35, 1500)
-    for number, window in enumerate(ndimage.find_objects(ranks + 1)):
-        if window is None or rng.uniform() > 0.3:
-            continue
-        inside = ranks[window] == number
-        away = ndimage.distance_transform_edt(np.pad(inside, 1))[1:-1, 1:-1]
-        if 22 < away.max() < 60:  # a circle of 15 to 110 ha
-            row, column = np.unravel_index(away.argmax(), away.shape)
-            y, x = np.ogrid[: inside.shape[0], : inside.shape[1]]
-            ranks[window][inside & (np.hypot(y - row, x - column) > away.max() - 1)] = -1
-    return ranks
-
-
-def _pastures(rng: np.random.Generator, score: Floats) -> Ids:
-    """Pastures with irregular edges: rectangles seen through a smooth displacement."""
-    straight = _rectangles(rng, score.shape, 4000, 24_000)
-    dy, dx = (9 * fractal(rng, score.shape, 90, 2.6) for _ in range(2))
-    y, x = np.indices(score.shape, np.float32)
-    bent = ndimage.map_coordinates(straight, [y + dy, x + dx], order=0, mode="nearest")
-    return _ranked(bent, score, rng, 0.45, 1500)
-
-
-def _stands(rng: np.random.Generator, score: Floats) -> Ids:
-    """Plantation stands of 10 to 38 ha in loose groups all over the country."""
-    stands = _rectangles(rng, score.shape, 1000, 3800)
-    estates = 1.1 * fractal(rng, score.shape, 160, 2.4, 60)
-    return _ranked(stands, 0.4 * score + estates, rng, 0.6, 600)
+# ------------------------------------------------------------------------------------------- planted and natural cover
 
 
 def _plant(rng: np.random.Generator, classes: NDArray[np.uint8], parcels: Ids, code: int, ranks: Ids) -> None:
@@ -336,14 +202,11 @@ def _plant(rng: np.random.Generator, classes: NDArray[np.uint8], parcels: Ids, c
     parcels[taken] = ranks[taken] + 1
 
 
-# -------------------------------------------------------------------------------------------------- natural cover
-
-
 def _natural(rng: np.random.Generator, free: Mask, moist: Floats, slope: Floats) -> NDArray[np.uint8]:
     """Grassland, savanna and forest everywhere, along a gradient of woodiness, with its shares met where ``free``."""
     shape = free.shape
     wood = 0.95 * fractal(rng, shape, 420, 3.2, 10) + moist + 2.5 * slope + 0.28 * fractal(rng, shape, 70, 2.6, 11)
-    reserves = _rectangles(rng, shape, 9000, 60_000)  # forest kept by law has the straight edges of its estate
+    reserves = rectangles(rng, shape, 9000, 60_000)  # forest kept by law has the straight edges of its estate
     wood += (rng.uniform(size=int(reserves.max()) + 1) > 0.82).astype(np.float32)[reserves] * 1.1
     bounds = np.quantile(wood[free][::7], np.cumsum(list(NATURAL_SHARES.values()))[:2])
     return np.array(list(NATURAL_SHARES), np.uint8)[np.digitize(wood, bounds)]

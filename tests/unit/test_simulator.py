@@ -17,10 +17,11 @@ from scipy import ndimage
 from shapely.geometry import shape
 
 from covermap import simulator
-from covermap.simulator import labels, sentinel2
+from covermap.simulator import labels, overpass, reflectance, sentinel2
 from covermap.simulator.catalog import world_polygon
 from covermap.simulator.landscape import CLASSES, CROP, MARGIN, PASTURE, SHARES, Landscape, make_landscape
-from covermap.simulator.sentinel2 import ACQUISITIONS, BANDS
+from covermap.simulator.overpass import ACQUISITIONS
+from covermap.simulator.reflectance import BANDS
 
 SEED = 7
 ROOT = Path(__file__).parents[2]
@@ -202,7 +203,7 @@ def test_dry_season_reflectance_meets_the_published_means(land: Landscape) -> No
     published = np.array([322, 595, 429, 997, 2498, 3018, 2972, 3248, 2116, 1086])
     part = slice(200, 1000), slice(200, 1000)
     for acquisition in (ACQUISITIONS[0], ACQUISITIONS[-1]):
-        bands = sentinel2.ground_reflectance(land, part, acquisition, SEED)
+        bands = reflectance.ground_reflectance(land, part, acquisition, SEED)
         means = np.array([values.mean() for values in bands]) * 10_000
         np.testing.assert_allclose(means, published, rtol=0.25)
 
@@ -220,13 +221,13 @@ def test_cloudy_dates_are_cloudy_and_clear_dates_are_not(tmp_path: Path, small: 
 def test_sun_stands_where_the_seasons_put_it() -> None:
     # At solar noon (12 h less 3.622 h of longitude, less the equation of time) the zenith angle is the latitude's
     # distance from the tropic, 23.44 deg; the sun stands in the south in December and in the north in June.
-    zenith, azimuth = sentinel2.sun_angles(datetime(2021, 12, 21, 15, 35, 20))
+    zenith, azimuth = overpass.sun_angles(datetime(2021, 12, 21, 15, 35, 20))
     assert zenith == pytest.approx(23.44 - 13.5, abs=0.2)
     assert azimuth == pytest.approx(180, abs=6)  # half a minute of time is a degree, so near the zenith
-    zenith, azimuth = sentinel2.sun_angles(datetime(2022, 6, 21, 15, 39, 10))
+    zenith, azimuth = overpass.sun_angles(datetime(2022, 6, 21, 15, 39, 10))
     assert zenith == pytest.approx(23.44 + 13.5, abs=0.2)
     assert min(azimuth, 360 - azimuth) < 2
-    zenith, azimuth = sentinel2.sun_angles(datetime(2022, 3, 20, 12, 44, 45))  # equinox, three hours before noon
+    zenith, azimuth = overpass.sun_angles(datetime(2022, 3, 20, 12, 44, 45))  # equinox, three hours before noon
     assert np.cos(np.radians(zenith)) == pytest.approx(np.cos(np.radians(13.5)) * np.cos(np.radians(45)), abs=0.005)
     assert 60 < azimuth < 90
 

@@ -14,10 +14,10 @@ from defusedxml import ElementTree
 from pyproj import Transformer
 from shapely.geometry import Point, shape
 
-from covermap.simulator import sentinel1
+from covermap.simulator import backscatter, projection, radar_noise, sentinel1, viewing
 from covermap.simulator.landscape import Landscape
 
-SEED, DAY = 5, sentinel1.SCENE_DAYS[0]
+SEED, DAY = 5, viewing.SCENE_DAYS[0]
 SIZE = 200
 
 
@@ -99,11 +99,11 @@ def test_item_tells_where_and_how_the_land_was_seen(product, land):
 
 
 def test_one_pass_a_month_on_one_track():
-    assert [(day.year, day.month) for day in sentinel1.SCENE_DAYS] == [
+    assert [(day.year, day.month) for day in viewing.SCENE_DAYS] == [
         *((2021, month) for month in range(8, 13)),
         *((2022, month) for month in range(1, 8)),
     ]
-    assert all((day - DAY).days % 12 == 0 for day in sentinel1.SCENE_DAYS)
+    assert all((day - DAY).days % 12 == 0 for day in viewing.SCENE_DAYS)
 
 
 def test_a_day_without_a_pass_is_refused(land, tmp_path):
@@ -169,9 +169,9 @@ def test_conversion_records_tie_slant_range_to_samples_both_ways(product):
 
 def test_samples_come_from_the_place_that_is_seen_there(land):
     """Rows and columns sent through the projection and back through the dense geometry name the sample itself."""
-    seen_from = sentinel1.acquire(land, DAY, SEED)
+    seen_from = viewing.acquire(land, DAY, SEED)
     row, column = np.mgrid[:SIZE, :SIZE].astype(np.float32)
-    image, seen = sentinel1.project(seen_from, land, (row + 1j * column).astype(np.complex64))
+    image, seen = projection.project(seen_from, land, (row + 1j * column).astype(np.complex64))
     line, sample = np.nonzero(seen)
     row, column = image[seen].real, image[seen].imag
     inside = (row > 1) & (row < SIZE - 2) & (column > 1) & (column < SIZE - 2)
@@ -182,7 +182,7 @@ def test_samples_come_from_the_place_that_is_seen_there(land):
     height = (corners[0] * (1 - right) + corners[1] * right) * (1 - down)
     height += (corners[2] * (1 - right) + corners[3] * right) * down
     x, y = land.left + 10 * (column + 0.5), land.top - 10 * (row + 0.5)
-    found = sentinel1.image_coordinates(seen_from, (x, y, height))
+    found = viewing.image_coordinates(seen_from, (x, y, height))
     assert line.size > 30_000
     assert np.abs(found[0] - line).max() < 0.02
     assert np.abs(found[1] - sample).max() < 0.02
@@ -190,17 +190,17 @@ def test_samples_come_from_the_place_that_is_seen_there(land):
 
 def test_height_moves_the_image_towards_the_satellite(land):
     """At 39 degrees a point 100 m higher is seen 100 / tan(39) = 123 m nearer, on the line where it was."""
-    seen_from = sentinel1.acquire(land, DAY, SEED)
+    seen_from = viewing.acquire(land, DAY, SEED)
     x, y = np.full(2, land.left + 5 * SIZE), np.full(2, land.top - 5 * SIZE)
-    line, sample = sentinel1.image_coordinates(seen_from, (x, y, np.array([300.0, 400.0])))
+    line, sample = viewing.image_coordinates(seen_from, (x, y, np.array([300.0, 400.0])))
     assert np.diff(sample)[0] == pytest.approx(-12.35, abs=0.1)
     assert abs(np.diff(line)[0]) < 1
 
 
 def test_slopes_brighten_as_the_area_in_a_sample_grows(level):
     """On a plane tilted by a towards the satellite, sigma nought grows by tan(39) / tan(39 - a)."""
-    seen_from = sentinel1.acquire(level, DAY, SEED)
-    assert sentinel1.slope_factor(seen_from, level) == pytest.approx(1.0, abs=1e-3)
+    seen_from = viewing.acquire(level, DAY, SEED)
+    assert backscatter.slope_factor(seen_from, level) == pytest.approx(1.0, abs=1e-3)
     heading = np.radians(sentinel1.describe(seen_from, level).heading_deg)
     towards = np.array([-np.cos(heading), np.sin(heading)])  # east, north: left of the course, back to the satellite
     row, column = np.mgrid[:SIZE, :SIZE]
@@ -208,11 +208,11 @@ def test_slopes_brighten_as_the_area_in_a_sample_grows(level):
         fall = np.tan(np.radians(tilt_deg)) * 10 * (column * towards[0] - row * towards[1])
         tilted = replace(level, height_m=(320 - (fall - fall.mean())).astype(np.float32))
         expected = np.tan(np.radians(39)) / np.tan(np.radians(39 - tilt_deg))
-        assert np.median(sentinel1.slope_factor(seen_from, tilted)) == pytest.approx(expected, rel=0.03)
+        assert np.median(backscatter.slope_factor(seen_from, tilted)) == pytest.approx(expected, rel=0.03)
 
 
 def test_speckle_has_the_looks_and_the_correlation_of_real_scenes():
-    factor = sentinel1.speckle((700, 650), np.random.default_rng(1))
+    factor = radar_noise.speckle((700, 650), np.random.default_rng(1))
     assert factor.mean() == pytest.approx(1, abs=0.01)
     assert factor.mean() ** 2 / factor.var() == pytest.approx(4.4, abs=0.15)
     log = np.log(factor) - np.log(factor).mean()
@@ -238,7 +238,7 @@ def test_calibrated_and_denoised_power_is_that_of_the_land(level, tmp_path):
     forest = replace(level, classes=np.full_like(level.classes, 3), parcels=np.zeros_like(level.parcels))
     item = sentinel1.simulate_sentinel1_scene(forest, tmp_path, DAY, SEED)
     safe = tmp_path / f"{item['id']}.SAFE"
-    sigma = sentinel1.backscatter(forest, DAY, SEED)[0, 0]
+    sigma = backscatter.backscatter(forest, DAY, SEED)[0, 0]
     for polarisation, expected in (("vv", sigma.real), ("vh", sigma.imag)):
         image = _image(safe, polarisation).astype(float)
         vector = _xml(safe, f"annotation/calibration/calibration-*-{polarisation}-*").find(".//calibrationVector")
@@ -276,16 +276,16 @@ def test_noise_is_positive_in_range_and_steps_between_sub_swaths(product):
 
 def test_crops_and_water_change_with_the_season_and_forest_does_not(land):
     forest, grass = land.classes == 3, land.classes == 12
-    dry, wet = (sentinel1.backscatter(land, day, SEED).imag for day in (date(2021, 9, 15), date(2022, 1, 13)))
+    dry, wet = (backscatter.backscatter(land, day, SEED).imag for day in (date(2021, 9, 15), date(2022, 1, 13)))
     change_db = 10 * np.log10(wet / dry)
     assert abs(change_db[forest].mean()) < 1
     assert change_db[grass].mean() > 2
 
 
 def test_rain_lifts_open_land_alone(land, monkeypatch):
-    rained = sentinel1.backscatter(land, sentinel1.RAIN_DAY, SEED)
-    monkeypatch.setattr(sentinel1, "RAIN_DAY", None)
-    change_db = 10 * np.log10(rained.real / sentinel1.backscatter(land, sentinel1.SCENE_DAYS[9], SEED).real)
+    rained = backscatter.backscatter(land, backscatter.RAIN_DAY, SEED)
+    monkeypatch.setattr(backscatter, "RAIN_DAY", None)
+    change_db = 10 * np.log10(rained.real / backscatter.backscatter(land, viewing.SCENE_DAYS[9], SEED).real)
     assert change_db[land.classes == 12] == pytest.approx(1.5, abs=1e-3)
     assert change_db[np.isin(land.classes, (3, 33))] == pytest.approx(0, abs=1e-3)
 

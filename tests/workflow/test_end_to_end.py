@@ -17,8 +17,9 @@ from scipy import ndimage
 
 from covermap.config import load
 from covermap.grid import area_blocks, area_grid, project, read_area
+from covermap.simulator.backscatter import backscatter, slope_factor
 from covermap.simulator.landscape import make_landscape
-from covermap.simulator.sentinel1 import acquire, backscatter, slope_factor
+from covermap.simulator.viewing import acquire
 
 from ..conftest import PIXELS, ROOT, run_snakemake, small_settings
 
