@@ -13,13 +13,16 @@ import psutil
 
 
 def holders(folder: Path) -> list[int]:
-    """Process numbers of the Snakemakes whose working directory is ``folder``."""
-    found = []
-    for process in psutil.process_iter(["pid", "cwd", "cmdline"]):
-        command = process.info["cmdline"] or []
-        if process.info["cwd"] == str(folder) and any(Path(word).name == "snakemake" for word in command[:3]):
-            found.append(process.info["pid"])
-    return found
+    """Process numbers of the Snakemakes whose working directory is ``folder``, and of jobs that outlive theirs."""
+    return [
+        process.info["pid"]
+        for process in psutil.process_iter(["pid", "cwd", "cmdline"])
+        if process.info["cwd"] == str(folder) and any(map(_of_snakemake, (process.info["cmdline"] or [])[:3]))
+    ]
+
+
+def _of_snakemake(word: str) -> bool:
+    return Path(word).name == "snakemake" or Path(word).parent.match(".snakemake/scripts")
 
 
 def release(folder: Path) -> None:
