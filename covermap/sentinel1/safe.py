@@ -15,7 +15,8 @@ from defusedxml.ElementTree import fromstring
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from covermap.errors import ProductError
+from covermap.errors import CoverageError, ProductError
+from covermap.grid import Grid
 from covermap.sentinel1.geocoding import GroundToSlant
 from covermap.sentinel1.orbit import Orbit
 from covermap.sentinel1.radiometry import Noise, NoiseBlock, Vectors
@@ -97,6 +98,13 @@ def open_product(path: Path) -> Archive:
     if not names & {"manifest.safe", "item.json"}:
         raise ProductError(f"{path} has neither a manifest.safe nor an item.json: expected a SAFE or an assets zip")
     return Archive(path, root, frozenset(names))
+
+
+def no_overlap(archive: Archive, grid: Grid) -> CoverageError:
+    """Error of a scene that lies elsewhere."""
+    return CoverageError(
+        f"scene {archive.path} does not touch the area {grid.bounds} in {grid.crs}: remove it from the list of scenes"
+    )
 
 
 def _refuse_escapes(path: Path, members: list[str]) -> None:
