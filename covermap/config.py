@@ -30,6 +30,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("the window must have a centre: expected an odd number")
+    return value
+
+
 class Period(Section):
     """First and last day of what an area covers."""
 
@@ -52,21 +58,56 @@ class Period(Section):
 class Sentinel1(Section):
     """Backscatter from Sentinel-1 GRD products, or from analysis-ready assets."""
 
-    polarisations: tuple[Literal["VV", "VH"], ...] = Field(("VV", "VH"), min_length=1, description="in this order")
-    speckle_filter: Literal["none", "lee"] = Field("lee", description="filter in radar geometry, in linear power")
-    window_pixels: int = Field(7, ge=3, le=21, description="side of the filter's window, odd [px]")
+    processor: Literal["auto", "snap", "native"] = Field(
+        "auto", description="auto: SNAP where it is installed, the chain of our own elsewhere"
+    )
+    polarisations: tuple[Literal["VV", "VH", "HH", "HV"], ...] = Field(
+        ("VV", "VH"), min_length=1, description="in this order"
+    )
+    convention: Literal["sigma0", "beta0", "gamma0", "gamma0_terrain"] = Field(
+        "sigma0", description="on the ellipsoid; gamma0_terrain: flattened by the DEM (Small 2011)"
+    )
+    normalise_deg: float | None = Field(
+        None,
+        ge=20,
+        le=46,
+        description="bring backscatter to this incidence angle, for several tracks [degrees]",
+    )
+    units: Literal["linear", "dB"] = Field("linear", description="of the scene product")
+    orbits: Path | None = Field(None, description="folder of orbit files (.EOF); none: the product's own state vectors")
+    negative_power: Literal["keep", "floor", "nodata"] = Field(
+        "keep", description="what becomes of power that is not above the thermal noise"
+    )
+    floor_db: float = Field(-40, ge=-60, le=-10, description="lowest backscatter where a floor is asked for [dB]")
+    speckle_filter: Literal["none", "lee", "refined_lee"] = Field(
+        "lee", description="filter in radar geometry, in linear power"
+    )
+    window_pixels: int = Field(7, ge=3, le=21, description="lee: side of the window, odd; refined_lee has 7 [px]")
     looks: float = Field(4.4, gt=0, description="equivalent number of looks of the product; 4.4 for IW GRDH")
-    geoid_m: float | None = Field(
-        None, ge=-120, le=100, description="height of the geoid above the ellipsoid, for a DEM of heights above sea [m]"
+    geoid: Literal["egm96", "egm2008"] | Annotated[float, Field(ge=-120, le=100)] | Path | None = Field(
+        None, description="what a DEM's heights refer to: a model by name, its grid file, or its undulation [m]"
+    )
+    dem_gaps: Literal["error", "sea"] = Field("error", description="sea: where the DEM has no height lies the geoid")
+    ground_range: Literal["linear", "nearest"] = Field(
+        "linear", description="between the records that convert slant to ground range"
+    )
+    bistatic: bool = Field(False, description="correct the azimuth shift that grows from near to far range")
+    path_delay: bool = Field(False, description="correct the delay of the atmosphere in slant range, about 3 m")
+    layers: tuple[Literal["incidence_angle", "layover_shadow"], ...] = Field(
+        ("layover_shadow",), description="bands beside the backscatter"
     )
     assets_unit: Literal["dB", "power"] = Field("dB", description="unit of analysis-ready backscatter assets")
 
-    @field_validator("window_pixels")
-    @classmethod
-    def _odd(cls, value: int) -> int:
-        if value % 2 == 0:
-            raise ValueError("the window must have a centre: expected an odd number")
-        return value
+    _odd = field_validator("window_pixels")(_odd)
+
+    @model_validator(mode="after")
+    def _angle(self) -> Self:
+        if self.normalise_deg is not None and self.convention not in ("sigma0", "gamma0"):
+            raise ValueError(
+                f"normalise_deg is {self.normalise_deg}, which is defined for sigma0 and gamma0, not for "
+                f"{self.convention}: remove one of the two"
+            )
+        return self
 
 
 class Sentinel2(Section):
@@ -97,8 +138,14 @@ class Composite(Section):
     """How several scenes become one."""
 
     sentinel1: Literal["mean", "median"] = Field("mean", description="of a month, in linear power")
+    multitemporal: Literal["none", "quegan_yu"] = Field(
+        "none", description="filter of all scenes of the period together, before the mean"
+    )
+    multitemporal_pixels: int = Field(7, ge=3, le=31, description="its window for local means, odd [px]")
     sentinel2: Literal["median", "mean"] = Field("median", description="of the period's clear observations")
     floor_db: float = Field(-35, ge=-60, le=0, description="lowest backscatter of the composite [dB]")
+
+    _odd = field_validator("multitemporal_pixels")(_odd)
 
 
 class Labels(Section):

@@ -47,6 +47,8 @@ STEP_REFLECTANCE = 0.0001
 MASKED = np.iinfo(np.uint16).max  # sorts behind every observation
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the time of all files in the zip
 NEVER_OBSERVED = (0, 1)  # SCL: no data, saturated or defective
+LAYOVER_SHADOW = "layover_shadow"  # band of a scene: 0 none, else its pixels do not show their place alone
+TREND = ("sigma0", "beta0", "gamma0")  # conventions in which backscatter falls with the incidence angle
 
 Planes = Callable[[Grid], dict[str, np.ndarray]]
 
@@ -66,6 +68,7 @@ def stack_block(
     """Composites of a block's scenes as one file.
 
     - ``s1`` int16 (month, polarisation, y, x), 0.01 dB a step, -32768 no data: mean or median of linear power by month;
+    - ``distorted`` uint8 (y, x), 1 where a scene sees layover or shadow;
     - ``s2`` uint16 (date, band, y, x), 0.0001 of reflectance a step, 0 no data: composite of the period's clear
       observations; where a pixel is never clear, of all its observations that are neither missing nor saturated;
     - ``clear`` uint8 (date, y, x): number of clear observations.
@@ -79,12 +82,13 @@ def stack_block(
     stack : zip to write.
     block : the block's grid.
     period : scenes of other days are left out.
-    sensors : ``sentinel1`` for ``s1``, ``sentinel2`` for ``s2`` and ``clear``.
+    sensors : ``sentinel1`` for ``s1`` and ``distorted``, ``sentinel2`` for ``s2`` and ``clear``.
 
     Raises
     ------
     SettingError
-        Scenes of two orbit directions or backscatter conventions, or on another lattice.
+        Scenes of two orbit directions or backscatter conventions, of two tracks whose incidence angles were not brought
+        to one, or on another lattice.
     ProductError
         A scene is missing, broken or lacks a band.
     """
@@ -96,6 +100,7 @@ def stack_block(
             _must_be_alike(radar)
             coordinates |= {"month": period.months, "polarisation": list(polarisations)}
             makers.append(partial(_backscatter, radar, period.months, polarisations, composite))
+            makers.append(partial(_distorted, radar))
         if "sentinel2" in sensors:
             optical = _open_scenes(s2, period, opened)
             coordinates |= {"date": [np.datetime64(period.start, "ns")], "band": list(bands)}
@@ -229,12 +234,25 @@ def _open_scenes(paths: Sequence[Path], period: Period, opened: ExitStack) -> li
 
 
 def _must_be_alike(scenes: Sequence[Scene]) -> None:
-    """Refuse what must never be averaged: backscatter seen from two sides or defined in two ways."""
-    for tag, fix in (("orbit_state", "pin scenes of one direction"), ("convention", "process all scenes alike")):
-        values = {scene.tags.get(tag, "unknown"): scene.path.name for scene in scenes}
-        if len(values) > 1:
-            both = " and ".join(f"{value} ({name})" for value, name in sorted(values.items()))
-            raise SettingError(f"Sentinel-1 scenes of one stack differ in {tag}, {both}: {fix}")
+    """Refuse what must never be averaged: backscatter seen from two sides, at other angles, or defined in two ways."""
+    _must_agree(scenes, "orbit_state", "pin scenes of one direction")
+    _must_agree(scenes, "convention", "process all scenes alike")
+    _must_agree(scenes, "normalised_deg", "process all scenes alike")
+    if any(scene.tags.get("convention") in TREND for scene in scenes) and "normalised_deg" not in scenes[0].tags:
+        _must_agree(scenes, "relative_orbit", "pin scenes of one track, or set sentinel1.normalise_deg")
+
+
+def _must_agree(scenes: Sequence[Scene], tag: str, fix: str) -> None:
+    values = {scene.tags.get(tag, "unknown"): scene.path.name for scene in scenes}
+    if len(values) > 1:
+        both = " and ".join(f"{value} ({name})" for value, name in sorted(values.items()))
+        raise SettingError(f"Sentinel-1 scenes of one stack differ in {tag}, {both}: {fix}")
+
+
+def _power(scene: Scene, rows: Grid, polarisations: Sequence[str]) -> np.ndarray:
+    """Linear power (polarisation, y, x) of a scene, whatever its unit."""
+    values = scene.read(rows, polarisations, np.nan)
+    return 10 ** (values / 10) if scene.tags.get("units") == "dB" else values
 
 
 def _backscatter(
@@ -242,11 +260,44 @@ def _backscatter(
 ) -> dict[str, np.ndarray]:
     """``s1`` (month, polarisation, y, x) of some rows."""
     out = np.full((len(months), len(polarisations), *rows.shape), NO_BACKSCATTER, np.int16)
+    if composite.multitemporal == "quegan_yu":
+        by_month = _filtered(scenes, polarisations, composite.multitemporal_pixels, rows)
+    else:
+        by_month = partial(_of_month, scenes, polarisations, rows)
     for index, month in enumerate(months):
-        power = [scene.read(rows, polarisations, np.nan) for scene in scenes if f"{scene.day:%Y-%m}" == month]
-        if power:
-            out[index] = to_db_steps(composite_power(np.stack(power), composite.sentinel1), composite.floor_db)
+        power = by_month(month)
+        if len(power):
+            out[index] = to_db_steps(composite_power(power, composite.sentinel1), composite.floor_db)
     return {"s1": out}
+
+
+def _of_month(scenes: Sequence[Scene], polarisations: Sequence[str], rows: Grid, month: str) -> np.ndarray:
+    """Linear power (scene, polarisation, y, x) of a month."""
+    return np.array([_power(scene, rows, polarisations) for scene in scenes if f"{scene.day:%Y-%m}" == month])
+
+
+def _filtered(
+    scenes: Sequence[Scene], polarisations: Sequence[str], window_pixels: int, rows: Grid
+) -> Callable[[str], np.ndarray]:
+    """The same from scenes whose speckle all of them together have lessened."""
+    from covermap.sentinel1.speckle import quegan_yu
+
+    half = window_pixels // 2
+    inner = np.s_[:, half : half + rows.height, half : half + rows.width]
+    power = np.empty((len(scenes), len(polarisations), *rows.shape), np.float32)
+    for index, polarisation in enumerate(polarisations if scenes else ()):
+        wide = np.concatenate([_power(scene, rows.padded(half), [polarisation]) for scene in scenes])
+        power[:, index] = quegan_yu(wide, window_pixels)[inner]
+    return lambda month: power[[f"{scene.day:%Y-%m}" == month for scene in scenes]]
+
+
+def _distorted(scenes: Sequence[Scene], rows: Grid) -> dict[str, np.ndarray]:
+    """``distorted`` (y, x) of some rows; scenes without the layer count as free of distortion."""
+    out = np.zeros(rows.shape, np.uint8)
+    for scene in scenes:
+        if LAYOVER_SHADOW in scene.raster.descriptions:
+            out |= scene.read(rows, [LAYOVER_SHADOW], 0)[0] > 0
+    return {"distorted": out}
 
 
 def _reflectance(
@@ -339,6 +390,7 @@ def _arrays(block: Grid, coordinates: dict[str, Any]) -> dict[str, dict[str, Any
     if "month" in coordinates:
         named = {"long_name": "backscatter", "units": "dB", "scale_factor": STEP_DB}
         kinds["s1"] = ("month", "polarisation"), "<i2", NO_BACKSCATTER, named
+        kinds["distorted"] = (), "|u1", None, {"long_name": "layover or shadow in a Sentinel-1 scene", "units": "1"}
     if "date" in coordinates:
         named = {"long_name": "surface reflectance", "units": "1", "scale_factor": STEP_REFLECTANCE}
         kinds["s2"] = ("date", "band"), "<u2", 0, named
@@ -368,7 +420,7 @@ def open_stack(path: Path) -> xr.Dataset:
 
 
 def read_stack(path: Path, rows: slice, columns: slice) -> dict[str, np.ndarray]:
-    """A window of a stack as the integers that are kept: ``s1``, ``s2`` and ``clear``, as far as the stack has them.
+    """A window of a stack as the integers that are kept: ``s1``, ``distorted``, ``s2``, ``clear``, if it has them.
 
     The file stays open for the next window of this process.
 
@@ -391,6 +443,6 @@ def _arrays_of(path: Path, changed_ns: int, process: int) -> dict[str, Any]:
 
     try:
         group = zarr.open_group(zarr.storage.ZipStore(path, mode="r"), mode="r")
-        return {name: group[name] for name in ("s1", "s2", "clear") if name in group}
+        return {name: group[name] for name in ("s1", "distorted", "s2", "clear") if name in group}
     except (OSError, zipfile.BadZipFile) as error:
         raise ProductError(f"stack {path} cannot be opened ({error}): remove it and run again") from error

@@ -16,12 +16,14 @@ from pydantic import ConfigDict, ValidationError, validate_call
 from covermap.errors import CovermapError
 
 FOR_SNAKEMAKE = {"version", "listing"}  # what reruns a job or orders it, but is no argument of every step
+RESOURCES = {"mem_mb", "runtime"}  # of a job that a step is told of
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 def run(step: Callable[..., None], snakemake: Any) -> None:
     """Call ``step`` with the files, settings and threads of one job; types checked, log in the rule's log file."""
     _die_with_parent()
+    os.environ.setdefault("GDAL_CACHEMAX", "256")  # MB; by default GDAL takes a twentieth of the machine
     logging.basicConfig(filename=snakemake.log[0], level="INFO", force=True, format=LOG_FORMAT)
     groups = (snakemake.input, snakemake.output, snakemake.params)
     expected = inspect.signature(step).parameters
@@ -32,6 +34,8 @@ def run(step: Callable[..., None], snakemake: Any) -> None:
             arguments[name] = None
     if "threads" in expected:
         arguments["threads"] = snakemake.threads
+    for name in RESOURCES & set(expected):
+        arguments[name] = getattr(snakemake.resources, name)
     job = " ".join([step.__name__, *(f"{name}={value}" for name, value in snakemake.wildcards.items())])
     try:
         validate_call(config=ConfigDict(arbitrary_types_allowed=True))(step)(**arguments)

@@ -162,7 +162,7 @@ def pack_tiles(index: Path, stack: Path, labels: Path, packed: Path, aoi: str, n
     """Contiguous integers of a block's tiles, in the order of the index: s1, s2, label and weight.
 
     The file is safetensors: a header and raw arrays (tile, ..., y, x), of which training reads one tile at a time.
-    A pixel without any observation gets weight 0.
+    A pixel without any observation gets weight 0, and so does one in radar layover or shadow.
     """
     table = pd.read_parquet(index, columns=["aoi", "block", "row", "column"])
     table = table[(table.aoi == aoi) & (table.block == name)]
@@ -184,7 +184,8 @@ def _cut(stack: Path, labels: Path, rows: slice, columns: slice) -> dict[str, np
     with rasterio.open(labels) as raster:
         label, weight = raster.read(window=Window.from_slices(rows, columns))
     inputs = {key: tile[key] for key in NODATA if key in tile}
-    return {**inputs, "label": label, "weight": np.where(observed(inputs), weight, 0).astype(np.uint8)}
+    trusted = observed(inputs) & (tile.get("distorted", 0) == 0)
+    return {**inputs, "label": label, "weight": np.where(trusted, weight, 0).astype(np.uint8)}
 
 
 class TileStore:

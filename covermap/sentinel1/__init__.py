@@ -1,23 +1,25 @@
 """Sentinel-1 backscatter on the grid of an area: the step ``process_s1``.
 
-GRD products go through the whole chain (annotated orbit, thermal noise, calibration, speckle filter, range-Doppler
-terrain correction); analysis-ready backscatter enters behind it.
+GRD products go through the whole chain (orbit, border and thermal noise, calibration, speckle filter, range-Doppler
+terrain correction), ours or SNAP's; analysis-ready backscatter enters behind it.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rasterio.windows import Window
 
 from covermap.config import Sentinel1
-from covermap.errors import CoverageError
 from covermap.grid import Grid
-from covermap.raster import write_raster
-from covermap.sentinel1 import safe
+from covermap.raster import new_raster
+from covermap.sentinel1 import radiometry, safe, snap
 from covermap.sentinel1.assets import ready_assets
 from covermap.sentinel1.native import native_chain
+from covermap.sentinel1.strips import Geocoded
 
 
 def process_s1(
@@ -28,6 +30,9 @@ def process_s1(
     grid: Grid,
     settings: Sentinel1,
     threads: int = 1,
+    orbit: Path | None = None,
+    mem_mb: int = 8_000,
+    runtime: int = 120,
 ) -> None:
     """Backscatter of one scene on the area's grid.
 
@@ -37,11 +42,14 @@ def process_s1(
         backscatter: ``vv.tif`` and ``vh.tif``, or one raster with a band for each polarisation.
     dem : heights in metres in any CRS; not used for analysis-ready backscatter.
     processed : GeoTIFF float32, one band for each polarisation of the settings, on the part of ``grid`` that the scene
-        covers: signed linear power, NaN = no data. The tags say how it came about.
+        covers, signed linear power or dB, then the layers of the settings: ``incidence_angle`` on the ellipsoid
+        [degrees], ``layover_shadow`` (1 layover, 2 shadow, 3 both); NaN = no data. The tags say how it came about.
     item : STAC item of the scene.
     grid : the area's grid.
     settings : section ``sentinel1``.
     threads : strips of the image that are worked on at once.
+    orbit : orbit file (.EOF) of the scene; None: the state vectors in the product.
+    mem_mb, runtime : memory [MB] and minutes that SNAP may take.
 
     Raises
     ------
@@ -53,31 +61,72 @@ def process_s1(
         A polarisation is asked for that the scene lacks; nothing says what the DEM's heights refer to.
     """
     archive = safe.open_product(product)
-    if archive.is_safe:
-        power, window, tags = native_chain(archive, dem, grid, settings, threads)
-    else:
-        power, window, tags = ready_assets(archive, grid, settings)
-    power, window = _cropped(power, window, safe.no_overlap(archive, grid))
     properties = item.get("properties", {})
-    about = {
+    tags = {
         "scene": item.get("id", product.stem),
         "datetime": properties.get("datetime", "unknown"),
         "orbit_state": properties.get("sat:orbit_state", "unknown"),
         "relative_orbit": properties.get("sat:relative_orbit", "unknown"),
-        "units": "power",
+        "units": settings.units,
         "speckle_filter": settings.speckle_filter,
     }
     if settings.speckle_filter != "none":
-        about |= {"window_pixels": settings.window_pixels, "looks": settings.looks}
-    write_raster(processed, power, window, nodata=np.nan, descriptions=settings.polarisations, tags=about | tags)
+        tags |= {"looks": settings.looks}
+    if settings.speckle_filter == "lee":
+        tags |= {"window_pixels": settings.window_pixels}
+    size = {"mem_mb": mem_mb, "runtime": runtime, "threads": threads}
+    with (
+        _geocoded(archive, dem, processed, grid, settings, orbit, **size) as scene,
+        new_raster(
+            processed,
+            scene.window,
+            count=len(scene.bands),
+            dtype="float32",
+            nodata=np.nan,
+            descriptions=scene.bands,
+            tags=tags | scene.tags,
+            interleave="band",
+        ) as raster,
+    ):
+        seen = 0
+        for row, pixels in scene.strips:
+            power = pixels[: len(settings.polarisations)]
+            seen += np.isfinite(power).sum()
+            if settings.units == "dB" and scene.tags.get("units") != "dB":  # SNAP has done it already
+                power[:] = radiometry.to_db(power, 10 ** (settings.floor_db / 10))
+            raster.write(pixels, window=Window(0, row, pixels.shape[2], pixels.shape[1]))
+        if not seen:
+            raise safe.no_overlap(archive, grid)
 
 
-def _cropped(power: np.ndarray, grid: Grid, nothing: CoverageError) -> tuple[np.ndarray, Grid]:
-    """The part that holds all pixels with data."""
-    valid = np.isfinite(power).any(axis=0)
-    if not valid.any():
-        raise nothing
-    rows, columns = (np.flatnonzero(valid.any(axis=axis))[[0, -1]] for axis in (1, 0))
-    inside = np.s_[rows[0] : rows[1] + 1, columns[0] : columns[1] + 1]
-    part = np.ascontiguousarray(power[:, inside[0], inside[1]])
-    return part, grid.window(int(rows[0]), int(columns[0]), *part.shape[1:])
+def _geocoded(
+    archive: safe.Archive,
+    dem: Path | None,
+    processed: Path,
+    grid: Grid,
+    settings: Sentinel1,
+    orbit: Path | None,
+    *,
+    threads: int,
+    mem_mb: int,
+    runtime: int,
+) -> AbstractContextManager[Geocoded]:
+    """The scene by the chain that fits the product and the settings."""
+    if not archive.is_safe:
+        return nullcontext(ready_assets(archive, grid, settings))
+    program = snap.choose_snap(settings, grid.crs)
+    if program is None:
+        return nullcontext(native_chain(archive, dem, orbit, grid, settings, threads))
+    limit_s = 60 * runtime - 60  # so that SNAP is ended, and its log read, before a scheduler ends the job
+    return snap.snap_chain(
+        program,
+        archive,
+        dem,
+        processed,
+        grid,
+        settings,
+        orbit=orbit,
+        threads=threads,
+        mem_mb=mem_mb,
+        time_limit_s=limit_s,
+    )

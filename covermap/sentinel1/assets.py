@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 import rasterio
@@ -15,9 +14,10 @@ from covermap.errors import ProductError
 from covermap.grid import Grid
 from covermap.sentinel1 import geocoding, safe, speckle
 from covermap.sentinel1.nodes import node_step, part_around, positions_in
+from covermap.sentinel1.strips import Geocoded
 
 
-def ready_assets(archive: safe.Archive, grid: Grid, settings: Sentinel1) -> tuple[np.ndarray, Grid, dict[str, Any]]:
+def ready_assets(archive: safe.Archive, grid: Grid, settings: Sentinel1) -> Geocoded:
     """Analysis-ready backscatter on the grid: filtered on its own pixels, then bilinear in linear power."""
     bands: list[np.ndarray] = []
     window: Grid | None = None
@@ -46,7 +46,8 @@ def ready_assets(archive: safe.Archive, grid: Grid, settings: Sentinel1) -> tupl
         raise ProductError(f"{archive.path}: a raster cannot be read ({error}): {safe.DOWNLOAD_AGAIN}") from error
     assert window is not None  # there is a polarisation, the settings say so
     tags = {"convention": "as delivered", "assets_unit": settings.assets_unit, "noise_removed": "by the provider"}
-    return np.stack(bands), window, tags
+    power, window = _cropped(np.stack(bands), window, archive)
+    return Geocoded(window, settings.polarisations, [(0, power)], tags)
 
 
 def _asset_bands(archive: safe.Archive, polarisations: tuple[str, ...]) -> list[tuple[str, int]]:
@@ -68,3 +69,13 @@ def _asset_bands(archive: safe.Archive, polarisations: tuple[str, ...]) -> list[
         f"{archive.path} has the rasters {sorted(rasters.values())}: expected "
         f"{' and '.join(name.lower() + '.tif' for name in polarisations)}, or one raster with a band for each"
     )
+
+
+def _cropped(power: np.ndarray, grid: Grid, archive: safe.Archive) -> tuple[np.ndarray, Grid]:
+    """The part that holds all pixels with data."""
+    valid = np.isfinite(power).any(axis=0)
+    if not valid.any():
+        raise safe.no_overlap(archive, grid)
+    rows, columns = (np.flatnonzero(valid.any(axis=axis))[[0, -1]] for axis in (1, 0))
+    part = grid.window(int(rows[0]), int(columns[0]), int(rows[1] - rows[0] + 1), int(columns[1] - columns[0] + 1))
+    return power[:, rows[0] : rows[1] + 1, columns[0] : columns[1] + 1], part

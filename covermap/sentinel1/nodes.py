@@ -27,9 +27,14 @@ def nodes(grid: Grid, crs: str | CRS) -> tuple[np.ndarray, np.ndarray]:
     return Transformer.from_crs(grid.crs, crs, always_xy=True).transform(*np.meshgrid(x, y))
 
 
+def horizontal(crs: CRS) -> CRS:
+    """The CRS of x and y alone: transforming them must not ask for a model of the heights."""
+    return crs.sub_crs_list[0] if crs.is_compound else crs.to_2d()
+
+
 def positions_in(grid: Grid, raster: rasterio.DatasetReader) -> np.ndarray:
     """Row and column (2, y, x) of the grid's nodes in a raster, from the centre of its first pixel."""
-    x, y = nodes(grid, CRS.from_wkt(raster.crs.to_wkt()))
+    x, y = nodes(grid, horizontal(CRS.from_wkt(raster.crs.to_wkt())))
     to_pixel = ~raster.transform
     column = to_pixel.a * x + to_pixel.b * y + to_pixel.c
     row = to_pixel.d * x + to_pixel.e * y + to_pixel.f

@@ -1,30 +1,157 @@
-"""Where the satellite was: interpolation of state vectors."""
+"""Where the satellite was: state vectors of an orbit file, and their interpolation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree.ElementTree import Element
 
 import numpy as np
 
 from covermap.errors import ProductError
+from covermap.sentinel1 import xml
 
-POINTS = 8  # of the Lagrange polynomial: millimetres at the 10 s spacing of annotated state vectors
+if TYPE_CHECKING:
+    from covermap.sentinel1.safe import Image
+
+POINTS = 8  # of the Lagrange polynomial
+LONGEST_SPACING_S = 60.0  # the polynomial still errs by less than a millimetre here; 1 s and 10 s are in use
+MARGIN_S = 100.0  # on either side of the image: places beside it are looked for too
+FARTHEST_M = 1_000.0  # from the annotated orbit; quick orbits differ by metres, one second is 7.6 km
+KINDS = {"AUX_POEORB": "precise", "AUX_RESORB": "restituted"}
 
 
 @dataclass(frozen=True)
 class Orbit:
-    """Earth-fixed state vectors: ``time_s`` (n), ``position_m`` and ``velocity_m_s`` (n, 3), float64."""
+    """Earth-fixed state vectors: ``time_s`` (n), ``position_m`` and ``velocity_m_s`` (n, 3), float64.
+
+    ``source`` says where they are from: annotation, restituted or precise.
+    """
 
     time_s: np.ndarray
     position_m: np.ndarray
     velocity_m_s: np.ndarray
+    source: str = "annotation"
+
+
+def read_orbit_file(path: Path, image: Image) -> Orbit:
+    """State vectors of an Earth Observation CFI orbit file (``.EOF``) around an image.
+
+    Parameters
+    ----------
+    path : AUX_POEORB (precise) or AUX_RESORB (restituted).
+    image : annotation of the image that the orbit is for.
+
+    Returns
+    -------
+    State vectors from 100 s before the image to 100 s behind it, on its time axis (UTC, seconds since its first line).
+
+    Raises
+    ------
+    ProductError
+        The file is broken; it is of another satellite, or does not cover the image with half of the polynomial's
+        points on either side; a state vector around it is not NOMINAL, as beside a manoeuvre; or the orbit is another
+        one than annotated.
+
+    Notes
+    -----
+    File format: Sentinel-1 Precise Orbit Determination File Format Specification, GMES-GSEG-EOPG-FS-10-0075. Of the
+    three times of a state vector (TAI, UTC, UT1) UTC is the one of the annotation; TAI tells of a leap second, and a
+    file with one around the image is refused. A vector within a leap second is passed over.
+    """
+    source = f"orbit file {path}"
+    try:
+        xml.check_size(path.stat().st_size, source)
+        root = xml.parse(path.read_bytes(), source)
+    except OSError as error:
+        raise ProductError(f"{source} cannot be read ({error}): {xml.DOWNLOAD_AGAIN}") from error
+    kind = _kind(root, image, source)
+    duration_s = image.lines * image.line_interval_s
+    vectors = [
+        vector
+        for vector in xml.every(root, "Data_Block/List_of_OSVs/OSV", source)
+        if not xml.text(vector, "UTC", source)[:23].endswith(":60")
+    ]
+    utc = np.array([xml.time(xml.text(vector, "UTC", source).removeprefix("UTC="), source) for vector in vectors])
+    time_s = (utc - image.first_line) / np.timedelta64(1, "s")
+    near = np.flatnonzero((time_s > -MARGIN_S) & (time_s < duration_s + MARGIN_S))
+    half = POINTS // 2
+    if (time_s[near] <= 0).sum() < half or (time_s[near] >= duration_s).sum() < half:
+        raise ProductError(
+            f"{source} has state vectors from {utc.min()} to {utc.max()} UTC, expected {half} of them before and "
+            f"{half} behind the {duration_s:.1f} s from {image.first_line}: remove it from sentinel1.orbits"
+        )
+    vectors = [vectors[i] for i in near]
+    if bad := [vector for vector in vectors if xml.text(vector, "Quality", source) != "NOMINAL"]:
+        raise ProductError(
+            f"{source} has {len(bad)} state vectors around {image.first_line} of quality "
+            f"{xml.text(bad[0], 'Quality', source)}, expected NOMINAL: remove it from sentinel1.orbits"
+        )
+    tai = np.array([xml.time(xml.text(vector, "TAI", source).removeprefix("TAI="), source) for vector in vectors])
+    if np.ptp(tai - utc[near]) > np.timedelta64(1, "ms"):
+        raise ProductError(f"{source} has a leap second around {image.first_line}: remove it from sentinel1.orbits")
+    position, velocity = (
+        np.stack([xml.column(vectors, prefix + axis, source) for axis in "XYZ"], axis=1) for prefix in ("", "V")
+    )
+    orbit = Orbit(time_s[near], position, velocity, kind)
+    check(orbit, duration_s, source)
+    _check_place(orbit, image, source)
+    return orbit
+
+
+def check(orbit: Orbit, duration_s: float, source: str) -> None:
+    """That an orbit can be interpolated from the first line to ``duration_s`` behind it; ProductError where not."""
+    count, steps = len(orbit.time_s), np.diff(orbit.time_s)
+    if count < POINTS or not (steps > 0).all():
+        raise ProductError(f"{source} has {count} state vectors, expected at least {POINTS} in order of time")
+    if steps.max() > LONGEST_SPACING_S:
+        raise ProductError(
+            f"{source} has state vectors {steps.max():.0f} s apart, expected at most {LONGEST_SPACING_S:.0f} s: "
+            f"{xml.DOWNLOAD_AGAIN}"
+        )
+    first, last = orbit.time_s[[0, -1]]
+    if first > 0 or last < duration_s:
+        raise ProductError(
+            f"{source} has state vectors from {first:.0f} to {last:.0f} s after the first line, which does not cover "
+            f"the {duration_s:.1f} s of the image: {xml.DOWNLOAD_AGAIN}"
+        )
+
+
+def _kind(root: Element, image: Image, source: str) -> str:
+    """Kind of an orbit file, once its header is known to fit the image."""
+    header = "Earth_Explorer_Header/"
+    kind = xml.text(root, header + "Fixed_Header/File_Type", source)
+    if kind not in KINDS:
+        raise ProductError(f"{source} is of type {kind!r}, expected one of {', '.join(KINDS)}: remove it")
+    satellite = xml.text(root, header + "Fixed_Header/Mission", source).replace("Sentinel-", "S")
+    if satellite != image.mission:
+        raise ProductError(
+            f"{source} is of {satellite}, but the scene {image.name} of {image.mission}: expected an orbit file of the "
+            f"same satellite"
+        )
+    for tag, expected in (("Ref_Frame", "EARTH_FIXED"), ("Time_Reference", "UTC")):
+        if (found := xml.text(root, header + "Variable_Header/" + tag, source)) != expected:
+            raise ProductError(f"{source} has {tag} {found!r}, expected {expected}: remove it from sentinel1.orbits")
+    return KINDS[kind]
+
+
+def _check_place(orbit: Orbit, image: Image, source: str) -> None:
+    """A file with a wrong satellite or time scale in it is far from where the annotation says the satellite was."""
+    middle = np.array([image.lines * image.line_interval_s / 2])
+    apart_m = np.linalg.norm(state(orbit, middle)[0] - state(image.orbit, middle)[0])
+    if apart_m > FARTHEST_M:
+        raise ProductError(
+            f"{source} is {apart_m / 1000:.0f} km from the orbit in the annotation of {image.name}, expected less than "
+            f"{FARTHEST_M / 1000:.0f} km: remove it from sentinel1.orbits"
+        )
 
 
 def state(orbit: Orbit, time_s: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Position, velocity and acceleration of the satellite by 8-point Lagrange interpolation.
 
-    Position and velocity are interpolated each on its own, over the eight state vectors around the time; the
-    acceleration is the derivative of the velocity's polynomial.
+    Position and velocity are interpolated each on its own, over the eight state vectors around the time, whatever
+    their spacing (1 s and 10 s are in use); the acceleration is the derivative of the velocity's polynomial.
 
     Parameters
     ----------

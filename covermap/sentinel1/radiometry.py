@@ -1,10 +1,19 @@
-"""From digital numbers to backscatter: thermal noise and calibration."""
+"""From digital numbers to backscatter: border noise, thermal noise, calibration, and what is left below the noise."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from rasterio.windows import Window
+
+BORDER_PIXELS = 500  # border noise reaches no farther into an image
+DARKEST_DN = 30  # darker pixels of the border are noise, whatever the annotated noise says
+TRIM_DN = 0.5  # so are pixels that have no more than this left without the annotated noise
+STEEP = 10  # times the mean change from line to line: the step from border noise to the image
+NOISE_SCALE = {"IW": 75088.7, "EW": 56065.87}  # of the annotated noise before processor 2.50
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,8 @@ def calibration_lut(vectors: Vectors, time_s: np.ndarray, pixel: np.ndarray) -> 
     times = vectors.time_s
     lower = np.clip(np.searchsorted(times, time_s, "right") - 1, 0, max(len(times) - 2, 0))
     upper = np.minimum(lower + 1, len(times) - 1)
-    gap = np.maximum(times[upper] - times[lower], np.finfo(np.float64).tiny)
-    weight = np.clip((time_s - times[lower]) / gap, 0, 1).astype(np.float32)[:, None]
+    gap = times[upper] - times[lower]
+    weight = np.clip((time_s - times[lower]) / np.where(gap > 0, gap, 1), 0, 1).astype(np.float32)[:, None]
     first = int(lower[0])
     needed = range(first, int(upper[-1]) + 1)
     table = np.stack([np.interp(pixel, vectors.pixel[i], vectors.value[i]) for i in needed]).astype(np.float32)
@@ -107,14 +116,14 @@ def noise_power(noise: Noise, line: np.ndarray, pixel: np.ndarray, line_interval
     return power
 
 
-def sigma_nought(dn: np.ndarray, noise: np.ndarray | float, lut: np.ndarray) -> np.ndarray:
-    """Backscatter sigma0 on the ellipsoid, signed linear power: (DN^2 - noise) / A^2.
+def backscatter(dn: np.ndarray, noise: np.ndarray | float, lut: np.ndarray) -> np.ndarray:
+    """Backscatter on the ellipsoid, signed linear power: (DN^2 - noise) / A^2.
 
     Parameters
     ----------
     dn : uint16 (line, sample), 0 = no data.
     noise : float32, units of DN^2, see :func:`noise_power`.
-    lut : float32, see :func:`calibration_lut`.
+    lut : float32, the table A of sigma0, beta0 or gamma0, see :func:`calibration_lut`.
 
     Returns
     -------
@@ -126,3 +135,163 @@ def sigma_nought(dn: np.ndarray, noise: np.ndarray | float, lut: np.ndarray) -> 
     power /= np.square(lut)
     power[dn == 0] = np.nan
     return power
+
+
+def limit_power(
+    power: np.ndarray, how: Literal["keep", "floor", "nodata"], floor: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """What becomes of power that is not above the thermal noise.
+
+    Parameters
+    ----------
+    power : float32, signed linear power, NaN = no data.
+    how : ``keep``: nothing; ``floor``: power below the floor becomes the floor; ``nodata``: power of zero and less
+        becomes NaN.
+    floor : lowest power that is kept by ``floor``, linear, above zero.
+
+    Returns
+    -------
+    float32, and bool of the same shape: the pixels that were touched; of ``keep`` those that are zero or less.
+    """
+    if how == "floor":
+        return np.maximum(power, np.float32(floor)), power < floor
+    low = power <= 0
+    return np.where(low, np.float32(np.nan), power) if how == "nodata" else power, low
+
+
+def to_db(power: np.ndarray, floor: float) -> np.ndarray:
+    """Backscatter in dB from signed linear power, no less than a floor (linear, above zero); NaN stays NaN."""
+    return 10 * np.log10(np.maximum(power, np.float32(floor)))
+
+
+def normalise(power: np.ndarray, incidence_deg: np.ndarray, reference_deg: float, exponent: float) -> np.ndarray:
+    """Backscatter as it would be at another angle of incidence, by the cosine law.
+
+    ``power (cos reference / cos incidence)^exponent``; sign and NaN stay.
+
+    Parameters
+    ----------
+    power : float32, linear, NaN = no data.
+    incidence_deg : angle of incidence on the ellipsoid, of the same shape, degrees, below 90.
+    reference_deg : the angle to bring it to, degrees, below 90.
+    exponent : 2 for sigma0 (Lambert's law), 1 for gamma0, which is sigma0 over one cosine already.
+
+    Returns
+    -------
+    float32 of the same shape.
+
+    Notes
+    -----
+    I. E. Mladenova et al. (2013), doi:10.1109/TGRS.2012.2205264, equation of the cosine correction. The exponent of
+    real surfaces lies between 1 (forest) and 3 (bare ground): what is left of the angle depends on the land cover.
+    """
+    ratio = np.float32(np.cos(np.radians(reference_deg))) / np.cos(np.radians(incidence_deg, dtype=np.float32))
+    return power * ratio**exponent
+
+
+def border_windows(lines: int, samples: int) -> tuple[Window, Window, Window, Window]:
+    """The parts of an image that border noise can reach: at the top, the bottom, the left and the right."""
+    high, wide = min(BORDER_PIXELS, lines), min(BORDER_PIXELS, samples)
+    return (
+        Window(0, 0, samples, high),
+        Window(0, lines - high, samples, high),
+        Window(0, 0, wide, lines),
+        Window(samples - wide, 0, wide, lines),
+    )
+
+
+def inner_part(margins: Sequence[np.ndarray], lines: int, samples: int) -> tuple[int, int, int, int]:
+    """The part of an image that border noise does not reach: first and last line, first and last sample.
+
+    Parameters
+    ----------
+    margins : DN of the co-polarised image in its :func:`border_windows`.
+    lines, samples : size of the image.
+
+    Returns
+    -------
+    The part ends on each side at the largest step of the margin's mean DN from line to line (sample to sample), where
+    it is more than ten times the mean step; on a side without such a step there is no border noise.
+
+    Notes
+    -----
+    As the operator Remove-GRD-Border-Noise of SNAP does it, which also moves the right end inwards by a fifth.
+    """
+    top, bottom, left, right = margins
+    first_line, last_line = _step(top.mean(axis=1)), _step(bottom.mean(axis=1))
+    first_sample, last_sample = _step(left.mean(axis=0)), _step(right.mean(axis=0))
+    return (
+        0 if first_line is None else first_line + 1,
+        lines - 1 if last_line is None else lines - len(bottom) + last_line,
+        0 if first_sample is None else first_sample + 1,
+        samples - 1 if last_sample is None else samples - right.shape[1] + int(0.8 * last_sample),
+    )
+
+
+def _step(profile: np.ndarray) -> int | None:
+    """The value before the change that is far larger than the others."""
+    change = np.abs(np.diff(profile))
+    found = len(change) > 0 and change.max() > STEEP * change.mean()
+    return int(change.argmax()) if found else None
+
+
+def border_floor(
+    noise: Noise, processor_version: tuple[int, int], mode: str, dn_table: Vectors, pixel: np.ndarray
+) -> np.ndarray:
+    """DN below which a pixel of the border is noise: less than 30, or no more left than 0.5 without the thermal noise.
+
+    Parameters
+    ----------
+    noise : of the co-polarised image.
+    processor_version : (2, 36) for IPF 002.36; before 2.90.
+    mode : IW, EW or the name of a stripmap beam.
+    dn_table : the calibration table ``dn`` of the co-polarised image, whose first value scales the noise before 2.50.
+    pixel : (sample,), range pixel numbers.
+
+    Returns
+    -------
+    float64 (sample,): of the range vector in the middle of the image.
+
+    Notes
+    -----
+    ESA, Masking "No-value" Pixels on GRD Products generated by the Sentinel-1 ESA IPF, MPC-0243, issue 1.0. It
+    gives no scale for stripmap before 2.50, whose noise is taken as annotated.
+    """
+    scale = 1.0
+    if processor_version < (2, 50) and mode in NOISE_SCALE:
+        power = 1 if processor_version < (2, 34) else 2
+        scale = NOISE_SCALE[mode] * float(dn_table.value[0][0]) ** power
+    vectors = noise.along_range
+    middle = len(vectors.time_s) // 2
+    level = scale * np.interp(pixel, vectors.pixel[middle], vectors.value[middle])
+    return np.maximum(np.sqrt(level + TRIM_DN**2), DARKEST_DN)
+
+
+def border_noise(
+    dn_co: np.ndarray, line: np.ndarray, pixel: np.ndarray, inner: tuple[int, int, int, int], floor_dn: np.ndarray
+) -> np.ndarray:
+    """Where the image of a processor before 2.90 holds border noise in place of no data.
+
+    Pixels outside the inner part whose DN is below the floor. The mask comes from the co-polarised image, before
+    calibration, and holds for both polarisations. Processors since 2.90 mask their products themselves: this must not
+    be called for them.
+
+    Parameters
+    ----------
+    dn_co : uint16 (line, sample), co-polarised image (VV or HH) or a part of it.
+    line, pixel : (line,) and (sample,), numbers in the whole image.
+    inner : first and last line, first and last sample, see :func:`inner_part`.
+    floor_dn : (sample,), see :func:`border_floor`.
+
+    Returns
+    -------
+    bool (line, sample), True = no data.
+
+    Notes
+    -----
+    Source as of :func:`border_floor`. Some noise brighter than the floor stays (I. Ali et al. 2018,
+    doi:10.1109/JSTARS.2017.2787650).
+    """
+    first_line, last_line, first_sample, last_sample = inner
+    outside = ((line < first_line) | (line > last_line))[:, None] | (pixel < first_sample) | (pixel > last_sample)
+    return outside & (dn_co < floor_dn)

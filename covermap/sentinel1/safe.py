@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import logging
+import re
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from xml.etree.ElementTree import Element, ParseError
+from typing import Literal
+from xml.etree.ElementTree import Element
 
 import numpy as np
 import rasterio
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import fromstring
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from covermap.errors import CoverageError, ProductError
 from covermap.grid import Grid
+from covermap.sentinel1 import xml
 from covermap.sentinel1.geocoding import GroundToSlant
-from covermap.sentinel1.orbit import Orbit
+from covermap.sentinel1.orbit import Orbit, check
 from covermap.sentinel1.radiometry import Noise, NoiseBlock, Vectors
+from covermap.sentinel1.xml import DOWNLOAD_AGAIN
 
-log = logging.getLogger(__name__)
+BAD_ZIP = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError)  # the last: encrypted, or packed oddly
+LONGEST_SIDE = 200_000  # lines or samples: the longest slices have 60 000
 
-LARGEST_XML = 64 * 2**20  # real annotation files have 0.4 to 5 MB
-DOWNLOAD_AGAIN = "remove the file so that it is downloaded again"
+# satellite, mode or stripmap beam, type, resolution, level and class, polarisations
+PRODUCT_NAME = re.compile(r"(S1[A-Z])_(IW|EW|WV|S[1-6])_[A-Z_]{4}_\d[A-Z]([A-Z]{2})_")
+MODES = ("IW", "EW", "S1", "S2", "S3", "S4", "S5", "S6")
+POLARISATIONS = {"SV": "VV", "SH": "HH", "DV": "VV VH", "DH": "HH HV"}  # one alone of a pair is named by itself
 
 
 @dataclass(frozen=True)
@@ -40,31 +45,29 @@ class Archive:
         """Whether this is a SAFE, not a bundle of analysis-ready rasters."""
         return "manifest.safe" in self.names
 
+    @property
+    def name(self) -> str:
+        """Name of the SAFE folder."""
+        return self.root.rstrip("/") or self.path.name
+
     def read(self, name: str) -> bytes:
         """Content of a small file; ProductError where it is missing or absurdly large."""
         if name not in self.names:
             raise ProductError(f"{self.path} has no {name}: the product is incomplete, {DOWNLOAD_AGAIN}")
-        if not zipfile.is_zipfile(self.path):
-            return (self.path / name).read_bytes()
+        source = f"{self.path}: {name}"
         try:
+            if self.path.is_dir():
+                xml.check_size((self.path / name).stat().st_size, source)
+                return (self.path / name).read_bytes()
             with zipfile.ZipFile(self.path) as archive:
-                size = archive.getinfo(self.root + name).file_size
-                if size > LARGEST_XML:
-                    raise ProductError(f"{self.path}: {name} has {size} bytes, expected at most {LARGEST_XML}")
+                xml.check_size(archive.getinfo(self.root + name).file_size, source)
                 return archive.read(self.root + name)
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
-            raise ProductError(f"{self.path}: {name} cannot be read ({error}): {DOWNLOAD_AGAIN}") from error
+        except BAD_ZIP as error:
+            raise ProductError(f"{source} cannot be read ({error}): {DOWNLOAD_AGAIN}") from error
 
     def xml(self, name: str) -> Element:
         """Root element of an XML file; entities and document types are refused (they are never in a real product)."""
-        try:
-            return fromstring(self.read(name), forbid_dtd=True)
-        except DefusedXmlException as error:
-            raise ProductError(
-                f"{self.path}: {name} declares entities or a DTD, which no product does: {error}"
-            ) from None
-        except ParseError as error:
-            raise ProductError(f"{self.path}: {name} is not well-formed XML ({error}): {DOWNLOAD_AGAIN}") from None
+        return xml.parse(self.read(name), f"{self.path}: {name}")
 
     def raster(self, name: str) -> str:
         """What rasterio opens for the raster ``name``, read in place."""
@@ -87,8 +90,11 @@ def open_product(path: Path) -> Archive:
         names = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
         root = ""
     elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            members = [name for name in archive.namelist() if not name.endswith("/")]
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = [name for name in archive.namelist() if not name.endswith("/")]
+        except BAD_ZIP as error:
+            raise ProductError(f"scene {path} is not a whole zip file ({error}): {DOWNLOAD_AGAIN}") from error
         _refuse_escapes(path, members)
         root = _root(path, members)
         names = {name.removeprefix(root) for name in members}
@@ -111,6 +117,8 @@ def _refuse_escapes(path: Path, members: list[str]) -> None:
     for name in members:
         if ".." in PurePosixPath(name.replace("\\", "/")).parts or name.startswith(("/", "\\")) or ":" in name:
             raise ProductError(f"{path} has a member named {name!r}, which leads out of the archive: do not trust it")
+    if len(set(members)) < len(members):
+        raise ProductError(f"{path} has two members of one name, so that its readers may differ: do not trust it")
 
 
 def _root(path: Path, members: list[str]) -> str:
@@ -125,10 +133,15 @@ class Image:
     """Annotation of one polarisation of a GRD product.
 
     Times are seconds since the first line (``first_line``, UTC); line and sample numbers are centres of pixels.
+    ``mission`` is S1A and so on; ``mode`` IW, EW, or the beam of a stripmap image (S1 to S6).
+    ``processor_version`` is that of the Instrument Processing Facility: (2, 36), (3, 40).
     """
 
     name: str
+    mission: str
+    mode: str
     polarisation: str
+    processor_version: tuple[int, int]
     first_line: np.datetime64
     line_interval_s: float
     range_spacing_m: float
@@ -151,105 +164,166 @@ def images(archive: Archive) -> dict[str, Image]:
     Raises
     ------
     ProductError
-        There is none, or one is no ground-range product or lacks an element.
+        There is none, or two of one polarisation; one is no ground-range product, lacks an element, or is not of the
+        satellite, mode and polarisations that the product's name says.
     """
     names = sorted(
         name for name in archive.names if PurePosixPath(name).match("annotation/*.xml") and name.count("/") == 1
     )
     if not names:
         raise ProductError(f"{archive.path} has no annotation/*.xml: the product is incomplete, {DOWNLOAD_AGAIN}")
-    found = [_image(archive, name) for name in names]
-    return {image.polarisation: image for image in found}
+    version = _processor_version(archive)
+    found: dict[str, Image] = {}
+    for name in names:
+        image = _image(archive, name, version)
+        if image.polarisation in found:
+            raise ProductError(
+                f"{archive.path} has two annotations of {image.polarisation} ({found[image.polarisation].name}, "
+                f"{image.name}): expected one of each polarisation, {DOWNLOAD_AGAIN}"
+            )
+        found[image.polarisation] = image
+    return found
 
 
-def _image(archive: Archive, name: str) -> Image:
+def _image(archive: Archive, name: str, version: tuple[int, int]) -> Image:
     """Annotation file ``name`` (Sentinel-1 Product Specification, S1-RS-MDA-52-7441, section 6.3.1)."""
     root = archive.xml(name)
     source = f"{archive.path}: {name}"
-    if (kind := _text(root, "adsHeader/productType", source)) != "GRD":
+    if (kind := xml.text(root, "adsHeader/productType", source)) != "GRD":
         raise ProductError(f"{source} is of type {kind!r}: expected GRD, ask the provider for ground-range products")
+    mission, mode, polarisation = _identity(root, archive.name, source)
     information = "imageAnnotation/imageInformation/"
-    first_line = _time(_text(root, information + "productFirstLineUtcTime", source), source)
+    first_line = xml.time(xml.text(root, information + "productFirstLineUtcTime", source), source)
+    lines, samples = (_side(root, information + tag, source) for tag in ("numberOfLines", "numberOfSamples"))
+    line_interval_s = xml.positive(root, information + "azimuthTimeInterval", source)
+    range_spacing_m = xml.positive(root, information + "rangePixelSpacing", source)
+    orbit = _orbit(root, first_line, source)
+    check(orbit, lines * line_interval_s, source)
+    removed = root.findtext("imageAnnotation/processingInformation/thermalNoiseCorrectionPerformed", "false")
+    return Image(
+        name=PurePosixPath(name).stem,
+        mission=mission,
+        mode=mode,
+        polarisation=polarisation,
+        processor_version=version,
+        first_line=first_line,
+        line_interval_s=line_interval_s,
+        range_spacing_m=range_spacing_m,
+        lines=lines,
+        samples=samples,
+        orbit=orbit,
+        ground_to_slant=_ground_to_slant(root, first_line, samples * range_spacing_m, source),
+        grid_points=_grid_points(root, first_line, source),
+        noise_already_removed=removed.strip() == "true",
+        orbit_state=xml.text(root, "generalAnnotation/productInformation/pass", source).lower(),
+    )
 
-    def seconds(elements: list[Element], tag: str) -> np.ndarray:
-        return _seconds(elements, tag, first_line, source)
 
-    states = _all(root, "generalAnnotation/orbitList/orbit", source)
-    records = _all(root, "coordinateConversion/coordinateConversionList/coordinateConversion", source)
-    points = _all(root, "geolocationGrid/geolocationGridPointList/geolocationGridPoint", source)
+def _identity(root: Element, product: str, source: str) -> tuple[str, str, str]:
+    """Satellite, mode and polarisation, known to be those of the product's name where it has one of the usual form."""
+    mission, mode, polarisation = (
+        xml.text(root, f"adsHeader/{tag}", source) for tag in ("missionId", "mode", "polarisation")
+    )
+    if mode == "SM":
+        mode = xml.text(root, "adsHeader/swath", source)
+    if mode not in MODES:
+        raise ProductError(f"{source} is of mode {mode!r}: expected one of {', '.join(MODES)}, remove the scene")
+    named = PRODUCT_NAME.match(product)
+    if named is not None:
+        said = POLARISATIONS.get(named[3], named[3])
+        if (mission, mode) != (named[1], named[2]) or polarisation not in said.split():
+            raise ProductError(
+                f"{source} is of {mission} {mode} {polarisation}, but the product's name {product} says {named[1]} "
+                f"{named[2]} {said}: the product is mixed up, {DOWNLOAD_AGAIN}"
+            )
+    return mission, mode, polarisation
+
+
+def _side(root: Element, path: str, source: str) -> int:
+    value = xml.number(root, path, source)
+    if value != int(value) or not 1 <= value <= LONGEST_SIDE:
+        raise ProductError(f"{source} has {value:g} in {path}, expected 1 to {LONGEST_SIDE}: {DOWNLOAD_AGAIN}")
+    return int(value)
+
+
+def _orbit(root: Element, first_line: np.datetime64, source: str) -> Orbit:
+    states = xml.every(root, "generalAnnotation/orbitList/orbit", source)
+    position, velocity = (
+        np.stack([xml.column(states, f"{kind}/{axis}", source) for axis in "xyz"], axis=1)
+        for kind in ("position", "velocity")
+    )
+    return Orbit(xml.seconds(states, "time", first_line, source), position, velocity)
+
+
+def _ground_to_slant(root: Element, first_line: np.datetime64, longest_m: float, source: str) -> GroundToSlant:
+    records = xml.every(root, "coordinateConversion/coordinateConversionList/coordinateConversion", source)
+    coefficients = [xml.numbers(record, "grsrCoefficients", source) for record in records]
+    return GroundToSlant(
+        _in_order(xml.seconds(records, "azimuthTime", first_line, source), "coordinateConversion", source),
+        xml.column(records, "gr0", source),
+        np.array([np.pad(row, (0, max(map(len, coefficients)) - len(row))) for row in coefficients]),
+        longest_m,
+    )
+
+
+def _grid_points(root: Element, first_line: np.datetime64, source: str) -> np.ndarray:
+    points = xml.every(root, "geolocationGrid/geolocationGridPointList/geolocationGridPoint", source)
     columns = [
-        seconds(points, "azimuthTime"),
-        _column(points, "slantRangeTime", source) * SPEED_OF_LIGHT_M_S / 2,
+        xml.seconds(points, "azimuthTime", first_line, source),
+        xml.column(points, "slantRangeTime", source) * SPEED_OF_LIGHT_M_S / 2,
         *(
-            _column(points, tag, source)
+            xml.column(points, tag, source)
             for tag in ("line", "pixel", "latitude", "longitude", "height", "incidenceAngle")
         ),
     ]
-    coefficients = [_numbers(_text(record, "grsrCoefficients", source), source) for record in records]
-    samples = int(_number(root, information + "numberOfSamples", source))
-    range_spacing_m = _number(root, information + "rangePixelSpacing", source)
-    image = Image(
-        name=PurePosixPath(name).stem,
-        polarisation=_text(root, "adsHeader/polarisation", source),
-        first_line=first_line,
-        line_interval_s=_number(root, information + "azimuthTimeInterval", source),
-        range_spacing_m=range_spacing_m,
-        lines=int(_number(root, information + "numberOfLines", source)),
-        samples=samples,
-        orbit=Orbit(
-            seconds(states, "time"),
-            np.stack([_column(states, f"position/{axis}", source) for axis in "xyz"], axis=1),
-            np.stack([_column(states, f"velocity/{axis}", source) for axis in "xyz"], axis=1),
-        ),
-        ground_to_slant=GroundToSlant(
-            seconds(records, "azimuthTime"),
-            _column(records, "gr0", source),
-            np.array([np.pad(row, (0, max(map(len, coefficients)) - len(row))) for row in coefficients]),
-            samples * range_spacing_m,
-        ),
-        grid_points=np.stack(columns, axis=1),
-        noise_already_removed=root.findtext(
-            "imageAnnotation/processingInformation/thermalNoiseCorrectionPerformed", "false"
-        ).strip()
-        == "true",
-        orbit_state=_text(root, "generalAnnotation/productInformation/pass", source).lower(),
+    return np.stack(columns, axis=1)
+
+
+def _processor_version(archive: Archive) -> tuple[int, int]:
+    """Version of the processor in the manifest, in its first (outermost, last) step: '003.40' is (3, 40)."""
+    for element in archive.xml("manifest.safe").iter():
+        if element.tag.endswith("}software") and "IPF" in element.get("name", ""):
+            version = re.fullmatch(r"(\d+)\.(\d{1,2})\d*", element.get("version", "").strip())
+            if version:
+                return int(version[1]), int(version[2].ljust(2, "0"))
+    raise ProductError(
+        f"{archive.path}: manifest.safe has no version of the processor (software Sentinel-1 IPF), {DOWNLOAD_AGAIN}"
     )
-    covered = image.orbit.time_s[[0, -1]]
-    if covered[0] > 0 or covered[1] < image.lines * image.line_interval_s:
-        raise ProductError(
-            f"{source}: the state vectors reach from {covered[0]:.0f} to {covered[1]:.0f} s after the first line, "
-            f"which does not cover the {image.lines * image.line_interval_s:.0f} s of the image, {DOWNLOAD_AGAIN}"
-        )
-    return image
 
 
-def sigma_nought(archive: Archive, image: Image) -> Vectors:
-    """Calibration vectors A of sigma0 = DN^2 / A^2 (same specification, section 6.3.2)."""
-    name = f"annotation/calibration/calibration-{image.name}.xml"
-    vectors = _all(archive.xml(name), "calibrationVectorList/calibrationVector", f"{archive.path}: {name}")
-    return _vectors(vectors, "sigmaNought", image, f"{archive.path}: {name}")
+def calibration(archive: Archive, image: Image, table: Literal["sigmaNought", "betaNought", "gamma", "dn"]) -> Vectors:
+    """Calibration vectors A of backscatter = DN^2 / A^2 (same specification, section 6.3.2), above 0.
+
+    Conventions: sigma0 and gamma0 on the ellipsoid, beta0; ``dn`` scales the noise of processors before 2.50.
+    """
+    name = _companion(archive, "annotation/calibration/calibration-", image, (".xml",))
+    source = f"{archive.path}: {name}"
+    vectors = xml.every(archive.xml(name), "calibrationVectorList/calibrationVector", source)
+    found = _vectors(vectors, table, image, source)
+    if min(value.min() for value in found.value) <= 0:
+        raise ProductError(f"{source} has a {table} that is not above 0: {DOWNLOAD_AGAIN}")
+    return found
 
 
 def noise(archive: Archive, image: Image) -> Noise:
     """Thermal noise vectors, of processors before 2.9 (one list) and since (range and azimuth, by swath)."""
-    name = f"annotation/calibration/noise-{image.name}.xml"
+    name = _companion(archive, "annotation/calibration/noise-", image, (".xml",))
     source = f"{archive.path}: {name}"
     root = archive.xml(name)
     old = root.findall("noiseVectorList/noiseVector")
     if old:
-        log.warning("%s comes from a processor before 2.9: its border noise stays in the image", source)
         return Noise(_vectors(old, "noiseLut", image, source), (_whole(image),))
-    vectors = _all(root, "noiseRangeVectorList/noiseRangeVector", source)
+    vectors = xml.every(root, "noiseRangeVectorList/noiseRangeVector", source)
     blocks = tuple(_noise_block(block, source) for block in root.findall("noiseAzimuthVectorList/noiseAzimuthVector"))
     return Noise(_vectors(vectors, "noiseRangeLut", image, source), blocks or (_whole(image),))
 
 
 def _noise_block(block: Element, source: str) -> NoiseBlock:
     tags = ("firstAzimuthLine", "lastAzimuthLine", "firstRangeSample", "lastRangeSample")
-    first_line, last_line, first_sample, last_sample = (int(_number(block, tag, source)) for tag in tags)
-    line, value = (_numbers(_text(block, tag, source), source) for tag in ("line", "noiseAzimuthLut"))
+    first_line, last_line, first_sample, last_sample = (int(xml.number(block, tag, source)) for tag in tags)
+    line, value = (xml.numbers(block, tag, source) for tag in ("line", "noiseAzimuthLut"))
     _same_length(line, value, "noiseAzimuthLut", source)
-    return NoiseBlock(first_line, last_line, first_sample, last_sample, line, value)
+    return NoiseBlock(first_line, last_line, first_sample, last_sample, _in_order(line, "line", source), value)
 
 
 def _whole(image: Image) -> NoiseBlock:
@@ -257,11 +331,22 @@ def _whole(image: Image) -> NoiseBlock:
 
 
 def _vectors(elements: list[Element], tag: str, image: Image, source: str) -> Vectors:
-    pixels = [_numbers(_text(element, "pixel", source), source) for element in elements]
-    values = [_numbers(_text(element, tag, source), source) for element in elements]
+    time_s = _in_order(xml.seconds(elements, "azimuthTime", image.first_line, source), "azimuthTime", source)
+    pixels = tuple(_in_order(xml.numbers(element, "pixel", source), "pixel", source) for element in elements)
+    values = tuple(xml.numbers(element, tag, source) for element in elements)
     for pixel, value in zip(pixels, values, strict=True):
         _same_length(pixel, value, tag, source)
-    return Vectors(_seconds(elements, "azimuthTime", image.first_line, source), tuple(pixels), tuple(values))
+    return Vectors(time_s, pixels, values)
+
+
+def _companion(archive: Archive, prefix: str, image: Image, suffixes: tuple[str, ...]) -> str:
+    """Name of the file beside an annotation.
+
+    Products repacked as cloud-optimised GeoTIFF (``_COG.SAFE``) have ``-cog`` at the end of every stem.
+    """
+    plain = image.name.removesuffix("-cog")
+    names = [prefix + stem + suffix for stem in (image.name, plain, plain + "-cog") for suffix in suffixes]
+    return next((name for name in names if name in archive.names), names[0])
 
 
 def relative_orbit(archive: Archive) -> str:
@@ -280,17 +365,16 @@ def measurement(archive: Archive, image: Image) -> str:
     ProductError
         It is missing, empty, no TIFF or of another size than the annotation says.
     """
-    path = archive.raster(f"measurement/{image.name}.tiff")
+    name = _companion(archive, "measurement/", image, (".tiff", ".tif"))
+    path = archive.raster(name)
     try:
         with rasterio.open(path) as raster:
-            shape, kind = raster.shape, raster.dtypes[0]
+            shape, kinds = raster.shape, raster.dtypes
     except RasterioError as error:
+        raise ProductError(f"{archive.path}: {name} is no whole TIFF ({error}): {DOWNLOAD_AGAIN}") from error
+    if shape != (image.lines, image.samples) or kinds != ("uint16",):
         raise ProductError(
-            f"{archive.path}: measurement/{image.name}.tiff is no whole TIFF ({error}): {DOWNLOAD_AGAIN}"
-        ) from error
-    if shape != (image.lines, image.samples) or kind != "uint16":
-        raise ProductError(
-            f"{archive.path}: measurement/{image.name}.tiff has {shape[0]} lines of {shape[1]} samples of {kind}, "
+            f"{archive.path}: {name} has {shape[0]} lines of {shape[1]} samples of {' and '.join(kinds)}, "
             f"expected {image.lines} lines of {image.samples} samples of uint16 as annotated: {DOWNLOAD_AGAIN}"
         )
     return path
@@ -305,48 +389,10 @@ def read_raster(path: str, window: Window, indexes: int | list[int] = 1) -> np.n
         raise ProductError(f"{path} cannot be read to its end ({error}): {DOWNLOAD_AGAIN}") from error
 
 
-def _all(root: Element, path: str, source: str) -> list[Element]:
-    found = root.findall(path)
-    if not found:
-        raise ProductError(f"{source} has no {path}: the annotation is incomplete, {DOWNLOAD_AGAIN}")
-    return found
-
-
-def _text(element: Element, path: str, source: str) -> str:
-    text = element.findtext(path)
-    if not text or not text.strip():
-        raise ProductError(f"{source} has no {path}: the annotation is incomplete, {DOWNLOAD_AGAIN}")
-    return text.strip()
-
-
-def _number(element: Element, path: str, source: str) -> float:
-    return float(_numbers(_text(element, path, source), source)[0])
-
-
-def _numbers(text: str, source: str) -> np.ndarray:
-    try:
-        values = np.array(text.split(), np.float64)
-    except ValueError:
-        raise ProductError(f"{source} has {text[:40]!r} where numbers are expected, {DOWNLOAD_AGAIN}") from None
-    if not np.isfinite(values).all():
-        raise ProductError(f"{source} has a number that is not finite in {text[:40]!r}, {DOWNLOAD_AGAIN}")
+def _in_order(values: np.ndarray, tag: str, source: str) -> np.ndarray:
+    if (np.diff(values) < 0).any():
+        raise ProductError(f"{source} has a {tag} that is out of order, expected rising values: {DOWNLOAD_AGAIN}")
     return values
-
-
-def _column(elements: list[Element], path: str, source: str) -> np.ndarray:
-    return np.array([_number(element, path, source) for element in elements])
-
-
-def _time(text: str, source: str) -> np.datetime64:
-    try:
-        return np.datetime64(text.removesuffix("Z"), "us")
-    except ValueError:
-        raise ProductError(f"{source} has {text[:40]!r} where a UTC time is expected, {DOWNLOAD_AGAIN}") from None
-
-
-def _seconds(elements: list[Element], path: str, start: np.datetime64, source: str) -> np.ndarray:
-    times = np.array([_time(_text(element, path, source), source) for element in elements])
-    return (times - start) / np.timedelta64(1, "s")
 
 
 def _same_length(positions: np.ndarray, values: np.ndarray, tag: str, source: str) -> None:

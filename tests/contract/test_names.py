@@ -12,7 +12,7 @@ import yaml
 
 from covermap.models import MODELS
 from covermap.providers import PROVIDERS
-from covermap.step import FOR_SNAKEMAKE
+from covermap.step import FOR_SNAKEMAKE, RESOURCES
 
 RULES = {
     name: body
@@ -43,7 +43,7 @@ def test_rule_script_and_function_share_name_and_arguments(name):
     expected = inspect.signature(getattr(importlib.import_module(module), name)).parameters
     given = set().union(*(keywords(RULES[name], section) for section in ("input", "output", "params")))
     unused = FOR_SNAKEMAKE - set(expected)
-    assert given - unused == set(expected) - {"threads"}
+    assert given - unused == set(expected) - {"threads"} - RESOURCES
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -78,6 +78,14 @@ def test_the_conda_environment_installs_what_pyproject_names():
     assert names["python"] == "python" + project["requires-python"]
 
 
+def test_the_environment_with_snap_adds_the_bridge_alone():
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    core, bridged = (yaml.safe_load(Path(f"envs/{name}.yaml").read_text()) for name in ("covermap", "snap"))
+    *entries, pip, from_pip = bridged["dependencies"]
+    assert (entries, pip) == (core["dependencies"], "pip")
+    assert from_pip == {"pip": project["optional-dependencies"]["snap"]}
+
+
 def test_requirements_pin_what_pyproject_names():
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     lines = [line for line in Path("requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
@@ -90,7 +98,8 @@ def test_requirements_pin_what_pyproject_names():
 
 def test_light_modules_stay_light():
     heavy = {"torch", "rasterio", "xarray", "zarr", "geopandas", "sklearn", "scipy", "numba"}
-    for name in ("__init__", "config", "grid", "legend", "scenes", "errors", "models/__init__", "providers/__init__"):
+    light = ("__init__", "config", "grid", "legend", "scenes", "errors", "orbits")
+    for name in (*light, "models/__init__", "providers/__init__"):
         for node in ast.parse(Path(f"covermap/{name}.py").read_text()).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

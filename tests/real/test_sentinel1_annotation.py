@@ -19,8 +19,10 @@ from scipy.interpolate import RegularGridInterpolator
 from covermap.config import Sentinel1
 from covermap.errors import ProductError
 from covermap.grid import Grid
-from covermap.sentinel1 import geocoding, process_s1, radiometry, safe
+from covermap.sentinel1 import distortion, flattening, geocoding, geoid, process_s1, radiometry, safe
+from covermap.sentinel1.nodes import node_step, nodes
 from covermap.sentinel1.orbit import state
+from covermap.sentinel1.terrain import Terrain, read_dem
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "s1_grd"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real annotation is absent: {SHARED}")
@@ -48,6 +50,74 @@ def test_geometry_agrees_with_the_geolocation_grid(image):
     assert abs(solved_s / image.line_interval_s - line).max() < 0.25  # the annotated line is a rounded number
 
 
+def somewhere(image: safe.Image, point: int, side: int = 161) -> tuple[Grid, np.ndarray, np.ndarray]:
+    """A small grid at a point of the geolocation grid, and the longitude and latitude of its nodes."""
+    latitude, longitude = image.grid_points[point, 4:6]
+    crs = f"EPSG:{32601 + int((longitude + 180) // 6)}"
+    x, y = Transformer.from_crs("EPSG:4326", crs, always_xy=True).transform(longitude, latitude)
+    grid = Grid(crs=crs, left=x // 10 * 10, top=y // 10 * 10, width=side, height=side)
+    return grid, *nodes(grid, "EPSG:4326")
+
+
+def test_geometry_between_nodes_errs_by_less_than_a_thousandth_of_a_pixel(image):
+    rng = np.random.default_rng(0)
+    for point in range(0, len(image.grid_points), 9):
+        grid, *degrees = somewhere(image, point)
+        seen = geocoding.sight(image.orbit, *degrees, 0, 4000)
+        layers = np.concatenate([seen.nodes, geocoding.incidence_nodes(image.orbit, *degrees, seen)])
+        row, column = rng.integers(0, 161, (2, 300))
+        height_m = rng.uniform(0, 4000, 300)
+        at = geocoding.refine(layers, node_step(grid), range(161), 161)[:, row, column]
+        time_s, slant_m = geocoding.time_and_range(at[:6], height_m, seen)
+        x, y = grid.left + 10 * (column + 0.5), grid.top - 10 * (row + 0.5)
+        place = geocoding.geodetic_to_ecef(
+            *Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True).transform(x, y), height_m
+        )
+        exact_s, exact_m = geocoding.zero_doppler(image.orbit, place)
+        assert abs(time_s - exact_s).max() / image.line_interval_s < 1e-5
+        assert abs(slant_m - exact_m).max() < 0.005
+        ground_m = [
+            geocoding.ground_range(image.ground_to_slant, *pair) for pair in ((time_s, slant_m), (exact_s, exact_m))
+        ]
+        assert abs(ground_m[0] - ground_m[1]).max() / image.range_spacing_m < 1e-3
+        incidence = geocoding.incidence_angle(image.orbit, exact_s, place)
+        assert abs(geocoding.incidence_at(at[6:], height_m, seen) - incidence).max() < 3e-4
+
+
+def test_level_ground_has_the_gamma0_of_the_annotated_incidence_angle(image):
+    archive = safe.open_product(next(path for path in PRODUCTS if path.name[:3].lower() == image.name[:3]))
+    tables = [safe.calibration(archive, image, table) for table in ("betaNought", "gamma")]
+    points = image.grid_points
+    inside = (points[:, 2] > 500) & (points[:, 2] < image.lines - 500) & (points[:, 3] > 500)
+    for point in np.flatnonzero(inside & (points[:, 3] < image.samples - 500))[::23]:
+        grid, *degrees = somewhere(image, point, 145)
+        step, height_m = node_step(grid), float(points[point, 6])
+        seen = geocoding.sight(image.orbit, *degrees, height_m, height_m)
+        positions = np.mgrid[: degrees[0].shape[0], : degrees[0].shape[1]] * float(step)
+        level = np.full(np.array(positions.shape[1:]) * step, height_m, np.float32)
+        terrain = Terrain("level", "none", level, positions, height_m, height_m)
+        radii = distortion.distances(image.orbit, *degrees, seen)
+
+        def project(time_s: np.ndarray, slant_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            ground_m = geocoding.ground_range(image.ground_to_slant, time_s, slant_m)
+            return time_s / image.line_interval_s, ground_m / image.range_spacing_m
+
+        line, sample = (int(np.median(a)) for a in project(seen.nodes[0], seen.nodes[3]))
+        part = Window(sample - 15, line - 15, 31, 31)
+        area = flattening.terrain_area(terrain, seen, radii, step, grid.shape, project, part, 16)
+        beta, gamma = (
+            radiometry.calibration_lut(
+                table, (line + np.arange(-15, 16)) * image.line_interval_s, sample + np.arange(-15, 16)
+            )
+            for table in tables
+        )
+        gamma0 = flattening.flatten((300 / beta) ** 2, area)
+        theta = np.radians(points[point, 7])
+        assert abs(10 * np.log10(gamma0 / (300 / beta) ** 2 / np.tan(theta))).max() < 0.05
+        # the tables have an incidence angle of their own, up to 0.3 degrees from the annotated one
+        assert abs(10 * np.log10(gamma0 / (300 / gamma) ** 2)).max() < 0.08
+
+
 def test_state_vectors_are_reproduced_and_velocity_is_the_derivative_of_position(image):
     position, velocity, _ = state(image.orbit, image.orbit.time_s)
     np.testing.assert_allclose(position, image.orbit.position_m, atol=1e-6)
@@ -60,7 +130,7 @@ def test_state_vectors_are_reproduced_and_velocity_is_the_derivative_of_position
 
 def test_tables_at_their_own_positions_and_between(image):
     archive = safe.open_product(next(path for path in PRODUCTS if path.name[:3].lower() == image.name[:3]))
-    vectors = safe.sigma_nought(archive, image)
+    vectors = safe.calibration(archive, image, "sigmaNought")
     t0, t1 = vectors.time_s[3:5]
     pixel, low, high = vectors.pixel[3], vectors.value[3], vectors.value[4]
     lut = radiometry.calibration_lut(
@@ -87,10 +157,15 @@ def test_noise_by_hand_at_a_swath_border():
 
 
 def test_empty_measurement_is_named(tmp_path):
-    grid = Grid(crs="EPSG:32631", left=300000, top=5000000, width=100, height=100)
+    grid, _, _ = somewhere(safe.images(safe.open_product(FRANCE))["VV"], 100)
+    wide, dem = grid.padded(1500), tmp_path / "dem.tif"
+    transform = from_origin(wide.left, wide.top, 100, 100)
+    size = {"width": wide.width // 10, "height": wide.height // 10, "count": 1, "dtype": "float32"}
+    with rasterio.open(dem, "w", driver="GTiff", crs=grid.crs, transform=transform, **size) as raster:
+        raster.write(np.full((size["height"], size["width"]), 400, "float32"), 1)
     with pytest.raises(ProductError, match=r"measurement/s1a-iw-grd-vv.*is no whole TIFF"):
-        process_s1(FRANCE, tmp_path / "dem.tif", tmp_path / "out.tif", {}, grid, Sentinel1(), 1)
-    assert not list(tmp_path.iterdir())
+        process_s1(FRANCE, dem, tmp_path / "out" / "scene.tif", {}, grid, Sentinel1(geoid=0), 1)
+    assert [path.name for path in tmp_path.rglob("*")] == ["dem.tif"]
 
 
 def relief(longitude: np.ndarray, latitude: np.ndarray) -> np.ndarray:
@@ -121,7 +196,7 @@ def by_brute_force(image: safe.Image, longitude: float, latitude: float) -> tupl
 def digital_numbers(image: safe.Image, line: np.ndarray, sample: np.ndarray, sigma0: np.ndarray) -> np.ndarray:
     """DN of a backscatter by the tables of the product, interpolated by their line numbers; swath borders excluded."""
     archive = safe.open_product(ROME)
-    vectors, noise = safe.sigma_nought(archive, image), safe.noise(archive, image)
+    vectors, noise = safe.calibration(archive, image, "sigmaNought"), safe.noise(archive, image)
     positions = [*np.meshgrid(line, sample, indexing="ij")]
 
     def table(of: radiometry.Vectors) -> np.ndarray:
@@ -182,3 +257,26 @@ def test_targets_come_out_where_they_are_and_a_constant_field_constant(rome, tmp
         far &= np.hypot(rows - row, columns - column) > 20
     assert far.sum() > 50_000
     assert abs(10 * np.log10(power[far] / SIGMA0)).max() < 0.02
+
+
+def test_real_dem_is_raised_by_the_geoid_that_its_crs_names():
+    dem = SHARED.parent / "dem" / "Rome-30m-DEM.tif"
+    if not any((folder / name).is_file() for folder in geoid.proj_folders() for name in geoid.GRIDS["egm96"]):
+        pytest.skip("PROJ has no grid of EGM96 here: apt-get install proj-data")
+    grid = Grid(crs="EPSG:32633", left=291_000, top=4_656_000, width=400, height=400)
+    terrain = read_dem(dem, grid)
+    assert terrain.geoid.startswith("egm96 (")
+    grid_file = geoid.open_geoid("egm96").source
+    shift = Transformer.from_pipeline(
+        "+proj=pipeline +step +proj=unitconvert +xy_in=deg +xy_out=rad "
+        f"+step +proj=vgridshift +grids={grid_file} +multiplier=1 +step +proj=unitconvert +xy_in=rad +xy_out=deg"
+    )
+    with rasterio.open(dem) as raster:
+        rows, columns = (slice(100, 300, 25) for _ in "yx")
+        above_sea = raster.read(1)[rows, columns]
+        x, y = raster.transform * np.meshgrid(np.arange(100, 300, 25) + 0.5, np.arange(100, 300, 25) + 0.5)
+        whole = read_dem(dem, grid.padded(400))
+    ellipsoidal = shift.transform(x, y, above_sea.astype(float))[2]
+    assert 45 < (ellipsoidal - above_sea).mean() < 52
+    inside = geocoding.bilinear(whole.height_m, *np.mgrid[100:300:25, 100:300:25].astype(float))
+    np.testing.assert_allclose(inside, ellipsoidal, atol=0.01)

@@ -218,7 +218,7 @@ def test_windows_are_parts_of_the_whole_and_bytes_repeat(tmp_path):
     first = build(tmp_path, s1, s2)
     everything = whole_stack(first)
     window = read_stack(first, slice(100, 270), slice(3, 131))
-    assert set(window) == {"s1", "s2", "clear"}
+    assert set(window) == {"s1", "distorted", "s2", "clear"}
     for name, array in window.items():
         assert (array == everything[name][..., 100:270, 3:131]).all()
     assert build(tmp_path, s1, s2, name="again").read_bytes() == first.read_bytes()
@@ -257,10 +257,53 @@ def test_plain_xarray_opens_a_stack_with_units_and_place(tmp_path):
         assert dataset.rio.crs.to_epsg() == 32721
         assert dataset.rio.transform() == GRID.transform
         vv = dataset.s1.sel(month="2021-09", polarisation="VV")
-        assert vv.isel(y=0, x=0).item() == pytest.approx(-13.01)
+        assert float(vv.isel(y=0, x=0)) == pytest.approx(-13.01)
         assert bool(dataset.s1.sel(month="2021-08").isnull().all())
-        assert dataset.s2.sel(band="B08").isel(y=9, x=9).item() == pytest.approx(0.17)
+        assert float(dataset.s2.sel(band="B08").isel(date=0, y=9, x=9)) == pytest.approx(0.17)
         assert dataset.clear.dtype == np.uint8
         assert dataset.s1.attrs["units"] == "dB"
     with open_stack(stack) as dataset:
         assert dataset.s2.isel(x=0, y=0).values.tolist() == [[pytest.approx(0.07), pytest.approx(0.17)]]
+
+
+def test_tracks_meet_only_at_one_angle_and_decibels_become_power(tmp_path):
+    tracks = [s1_scene(tmp_path, f"t{number}", "2021-09-03", 0.2, relative_orbit=str(number)) for number in (22, 95)]
+    with pytest.raises(SettingError, match=r"differ in relative_orbit, 22 \(t22.tif\) and 95 .*normalise_deg"):
+        build(tmp_path, tracks, [], sensors=("sentinel1",))
+    at_one_angle = [
+        s1_scene(tmp_path, "n22", "2021-09-03", 0.2, relative_orbit="22", normalised_deg="38"),
+        s1_scene(tmp_path, "n95", "2021-09-04", -10, relative_orbit="95", normalised_deg="38", units="dB"),
+    ]
+    steps = whole_stack(build(tmp_path, at_one_angle, [], sensors=("sentinel1",)))["s1"]
+    assert steps[1, 0, 5, 5] == round(1000 * np.log10((0.2 + 0.1) / 2))
+    with pytest.raises(SettingError, match="differ in normalised_deg"):
+        build(tmp_path, [at_one_angle[0], tracks[0]], [], sensors=("sentinel1",))
+
+
+def test_layover_and_shadow_of_any_scene_are_kept(tmp_path):
+    layer = np.zeros(GRID.shape, np.float32)
+    layer[10:20, 30:40], layer[50, 50], layer[0, 0] = 1, 3, np.nan
+    power = np.full((2, *GRID.shape), 0.1, np.float32)
+    tags = {"datetime": "2021-09-03T10:00:00Z", "orbit_state": "ascending", "convention": "sigma0"}
+    names = (*POLARISATIONS, "layover_shadow")
+    array = np.concatenate([power, layer[None]])
+    write_raster(tmp_path / "a.tif", array, GRID, nodata=np.nan, descriptions=names, tags=tags)
+    plain = s1_scene(tmp_path, "b", "2021-09-09", 0.1, orbit_state="ascending")
+    distorted = whole_stack(build(tmp_path, [tmp_path / "a.tif", plain], [], sensors=("sentinel1",)))["distorted"]
+    np.testing.assert_array_equal(distorted, np.nan_to_num(layer) > 0)
+
+
+def test_multitemporal_filter_lessens_speckle_and_knows_no_strips(tmp_path):
+    rng = np.random.default_rng(3)
+    days = ("2021-08-03", "2021-08-15", "2021-09-03", "2021-09-15")
+    scenes = [s1_scene(tmp_path, day, day, rng.gamma(4.4, 0.1 / 4.4, GRID.shape)) for day in days]
+    plain = whole_stack(build(tmp_path, scenes, [], sensors=("sentinel1",), name="plain"))["s1"]
+    composite = Composite(multitemporal="quegan_yu", multitemporal_pixels=5)
+    filtered = whole_stack(build(tmp_path, scenes, [], sensors=("sentinel1",), composite=composite))["s1"]
+    assert filtered[0, 0].std() < 0.9 * plain[0, 0].std()
+    assert abs((10 ** (filtered[0, 0] / 1000)).mean() / 0.1 - 1) < 0.01
+    part = GRID.window(200, 100, 90, 80)
+    alone = whole_stack(build(tmp_path, scenes, [], part, "part", sensors=("sentinel1",), composite=composite), part)[
+        "s1"
+    ]
+    np.testing.assert_array_equal(alone, filtered[..., 200:290, 100:180])

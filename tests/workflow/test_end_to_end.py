@@ -137,7 +137,7 @@ def test_radar_scenes_lie_where_the_land_is(small_world):
         rendered = backscatter(landscape, day, 1) * slope_factor(acquire(landscape, day, 1), landscape)
         row, column = round((landscape.top - bounds.top) / 10), round((bounds.left - landscape.left) / 10)
         place = np.s_[row : row + processed.shape[1], column : column + processed.shape[2]]
-        for band, expected in zip(processed, (rendered.real, rendered.imag), strict=True):
+        for band, expected in zip(processed[:2], (rendered.real, rendered.imag), strict=True):
             shift = displacement(band, expected[place])
             assert np.hypot(*shift) < 0.2, (path.name, shift)
 

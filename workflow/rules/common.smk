@@ -12,6 +12,7 @@ from covermap.config import check_classes, load, model_legend
 from covermap.errors import CovermapError
 from covermap.grid import area_blocks, area_grid, project, read_area
 from covermap.legend import read_legend
+from covermap.orbits import choose_orbit
 from covermap.scenes import meets, read_listing, sensor_of
 
 
@@ -138,6 +139,12 @@ def listed(wildcards):
 
 def scene_item(wildcards):
     return listed(wildcards)[wildcards.scene]
+
+
+def orbit_of(wildcards):
+    """The best orbit file for the job's scene, where there is a folder of them."""
+    folder = CFG.section("sentinel1", wildcards.aoi).orbits
+    return folder and plainly(choose_orbit)(folder, wildcards.scene) or []
 
 
 @cache

@@ -2,6 +2,7 @@ rule process_s1:
     input:
         product="resources/scenes/{aoi}/{scene}.zip",
         dem=lambda wildcards: CFG.aois[wildcards.aoi].dem or [],
+        orbit=orbit_of,
         listing=ancient("results/scenes/{aoi}.json"),
     output:
         processed="results/s1/{aoi}/{scene}.tif",
@@ -9,6 +10,10 @@ rule process_s1:
         "results/logs/process_s1/{aoi}/{scene}.log",
     benchmark:
         "results/benchmarks/process_s1/{aoi}/{scene}.tsv"
+    threads: 2
+    resources:
+        mem_mb=8000,
+        runtime=120,
     conda:
         "../../envs/covermap.yaml"
     params:
