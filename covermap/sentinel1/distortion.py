@@ -18,6 +18,7 @@ from covermap.sentinel1.terrain import Terrain
 LAYOVER, SHADOW = 1, 2
 WIDE = 2048  # columns that are looked at, and left out, at once
 SURELY = 0.95  # of the steepest slope without distortion
+LEAST_M = 1_000.0  # a peak just outside may be higher than all within
 FARTHEST_M = 10_000.0  # relief of 5 km at incidence angles of IW
 
 
@@ -31,7 +32,7 @@ def distances(orbit: Orbit, longitude_deg: np.ndarray, latitude_deg: np.ndarray,
 def reach(relief_m: float, incidence_deg: np.ndarray, grid: Grid) -> int:
     """Pixels, whole nodes, over which relief can throw layover (height / tan) or shadow (height x tan)."""
     slope = np.tan(np.radians(incidence_deg[np.isfinite(incidence_deg)]))
-    longest_m = min(relief_m * max(1 / slope.min(), slope.max(), 0), FARTHEST_M)
+    longest_m = np.clip(relief_m * max(1 / slope.min(), slope.max(), 0), LEAST_M, FARTHEST_M)
     return int(np.ceil(longest_m / NODE_M)) * node_step(grid) + node_step(grid)
 
 

@@ -8,7 +8,6 @@ ellipsoid's incidence angle: gamma0 = beta0 A_beta / A_gamma (doi:10.1109/TGRS.2
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import Lock
 
 import numpy as np
 from numba import njit
@@ -20,7 +19,8 @@ from covermap.sentinel1.strips import in_order, strips_of
 from covermap.sentinel1.terrain import Terrain
 
 TILE = 256  # facets along a side that are in work at once
-SPREAD = 2.0  # points of a facet to a radar pixel along each side: 0.01 dB of ripple on flat ground
+SPREAD = 2.0  # points of a facet to a radar pixel along each side: ripples of 0.02 dB on level ground
+EDGE = 2  # lines and samples beyond the image, so that its outermost pixels get all of their facets
 MOST = 24  # points along a side of a facet
 LEAST_AREA = 0.05  # of the pixel's own area in the slant range plane: below it there is shadow
 AROUND_M = 50.0  # of slant range, for the number of samples to a metre
@@ -64,28 +64,32 @@ def terrain_area(
     scales = np.stack([_samples_per_metre(seen, u, project) for u in (-1, 1)])
     nodes = np.concatenate([terrain.nodes, seen.nodes, radii, scales])
     turn = _orientation(seen)
-    lock = Lock()
 
-    def strip(rows: slice) -> None:
+    def strip(rows: slice) -> list[tuple[slice, slice, np.ndarray]]:
+        parts: list[tuple[slice, slice, np.ndarray]] = []
         hidden = layover_shadow(terrain, seen, radii, step, range(rows.start, rows.stop), range(shape[1]), margin)
         for columns in strips_of(shape[1] - 1, TILE):
             line, sample, look, scale_m = _vertices(nodes, terrain, seen, step, rows, columns, project)
             line, sample = line - part.row_off, sample - part.col_off
-            top, left = (max(int(np.nanmin(a)) - 1, 0) if np.isfinite(a).any() else 0 for a in (line, sample))
-            bottom, right = (
-                min(int(np.nanmax(a)) + 3, n) if np.isfinite(a).any() else 0
-                for a, n in zip((line, sample), area.shape, strict=True)
+            if not np.isfinite(line).any():
+                continue
+            (top, bottom), (left, right) = (
+                (max(int(np.nanmin(at)) - 1, -EDGE), min(int(np.nanmax(at)) + 3, size + EDGE))
+                for at, size in zip((line, sample), area.shape, strict=True)
             )
             if top >= bottom or left >= right:
                 continue
             some = np.zeros((bottom - top, right - left), np.float32)
             dark = (hidden[:, columns.start : columns.stop] & SHADOW) != 0
             _spread(line - top, sample - left, look, scale_m, dark, turn, some)
-            with lock:
-                area[top:bottom, left:right] += some
+            whole = some[max(-top, 0) :, max(-left, 0) :]
+            parts.append((slice(max(top, 0), bottom), slice(max(left, 0), right), whole))
+        return parts
 
-    for _ in in_order(strip, strips_of(shape[0] - 1, TILE), threads):
-        pass
+    for parts in in_order(strip, strips_of(shape[0] - 1, TILE), threads):
+        for lines, samples, whole in parts:  # summed in one order, so that the same bytes come out
+            target = area[lines, samples]
+            target += whole[: target.shape[0], : target.shape[1]]
     return area
 
 

@@ -18,7 +18,7 @@ from rasterio.windows import Window
 from covermap.errors import CoverageError, ProductError
 from covermap.grid import Grid
 from covermap.sentinel1 import xml
-from covermap.sentinel1.geocoding import GroundToSlant
+from covermap.sentinel1.geocoding import SPEED_OF_LIGHT_M_S, GroundToSlant
 from covermap.sentinel1.orbit import Orbit, check
 from covermap.sentinel1.radiometry import Noise, NoiseBlock, Vectors
 from covermap.sentinel1.xml import DOWNLOAD_AGAIN
@@ -155,7 +155,6 @@ class Image:
 
 
 GRID_POINT_FIELDS = ("azimuth_time_s", "slant_range_m", "line", "pixel", "latitude", "longitude", "height", "incidence")
-SPEED_OF_LIGHT_M_S = 299_792_458.0
 
 
 def images(archive: Archive) -> dict[str, Image]:

@@ -8,11 +8,7 @@ snap-engine: SubsetOp, LinearTodBOp, CommandLineArgs). What was never run agains
 from __future__ import annotations
 
 import logging
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -35,7 +31,7 @@ from shapely import to_wkt
 from covermap.config import Sentinel1
 from covermap.errors import CoverageError, CovermapError, SettingError
 from covermap.grid import Grid, project
-from covermap.sentinel1 import native, safe
+from covermap.sentinel1 import gpt, native, safe
 from covermap.sentinel1.nodes import horizontal, positions_in
 from covermap.sentinel1.orbit import read_orbit_file
 from covermap.sentinel1.strips import Geocoded, strips_of
@@ -51,32 +47,7 @@ ROWS = 512  # of the result in memory at once
 DEM_MARGIN_M = 5_000.0  # slopes outside that cast layover and shadow into the window
 DEM_NODATA = -32768.0
 REGION_MARGIN = 10  # pixels that SNAP makes beyond the window, as its outline in lon/lat is a polygon
-HEAP_SHARE = 0.75  # of the job's memory; the rest is the JVM's own and this process
-CACHE_SHARE = 0.5  # of the heap
 NOT_POSITIVE_DB = np.float32(-1e-30)  # LinearToFromdB's value for power of zero and less
-LOG_LINES = 15
-
-# Runs gpt (its arguments) as long as somebody holds the other end of stdin: a job that is killed takes it along.
-GUARD = """
-import os, signal, subprocess, sys, threading
-child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-def end():
-    os.read(0, 1)
-    os.killpg(0, signal.SIGKILL)
-threading.Thread(target=end, daemon=True).start()
-status = child.wait()
-os._exit(status if 0 <= status < 256 else 128 - status)
-"""
-# The same command line through esa_snappy: GPT is the class that the program gpt starts.
-THROUGH_SNAPPY = """
-import sys
-from esa_snappy import jpy
-words = sys.argv[1:]
-line = jpy.array("java.lang.String", len(words))
-for number, word in enumerate(words):
-    line[number] = word
-jpy.get_type("org.esa.snap.core.gpf.main.GPT").run(line)
-"""
 
 
 def choose_snap(settings: Sentinel1, crs: str) -> tuple[str, ...] | None:
@@ -89,7 +60,7 @@ def choose_snap(settings: Sentinel1, crs: str) -> tuple[str, ...] | None:
     """
     if settings.processor == "native":
         return None
-    found, lacking = find_snap(), beyond_snap(settings, crs)
+    found, lacking = gpt.find_snap(), beyond_snap(settings, crs)
     if settings.processor == "auto":
         if found and lacking:
             log.info("SNAP is installed, but it cannot do %s: the native chain does", lacking)
@@ -105,26 +76,6 @@ def choose_snap(settings: Sentinel1, crs: str) -> tuple[str, ...] | None:
             f"change that setting"
         )
     return found
-
-
-def find_snap() -> tuple[str, ...] | None:
-    """Words that start gpt: the program on the PATH or in ``$SNAP_HOME/bin``, or Python with esa_snappy; None."""
-    home = os.environ.get("SNAP_HOME")
-    for program in (shutil.which("gpt"), shutil.which("gpt", path=str(Path(home) / "bin")) if home else None):
-        if program and _is_snap(Path(program)):
-            return (program,)
-    reaches = [sys.executable, "-c", "import esa_snappy; esa_snappy.jpy.get_type('org.esa.snap.core.gpf.main.GPT')"]
-    try:
-        done = subprocess.run(reaches, capture_output=True, stdin=subprocess.DEVNULL, timeout=120, check=False)
-    except subprocess.TimeoutExpired:
-        return None
-    return (sys.executable, "-c", THROUGH_SNAPPY) if done.returncode == 0 else None
-
-
-def _is_snap(program: Path) -> bool:
-    """SNAP's gpt is a script (on Windows gpt.exe); a partition tool and a compiler of that name are binaries."""
-    with program.open("rb") as file:
-        return program.suffix == ".exe" or file.read(2) == b"#!"
 
 
 def beyond_snap(settings: Sentinel1, crs: str) -> str | None:
@@ -194,7 +145,7 @@ def snap_chain(
         fill_graph(folder / "graph.xml", values, _without(archive, images[0], settings, orbit))
         if orbit is not None:
             _place_orbit(orbit, images[0], folder)
-        run_gpt(snap, folder, threads=threads, mem_mb=mem_mb, time_limit_s=time_limit_s)
+        gpt.run_gpt(snap, folder, threads=threads, mem_mb=mem_mb, time_limit_s=time_limit_s)
         made = _result_grid(folder / "backscatter.dim", window)
         inner = window.cropped(made.bounds)
         if inner is None:
@@ -341,89 +292,6 @@ def _place_orbit(orbit: Path, image: safe.Image, folder: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
         if not (place / orbit.name).exists():
             shutil.copyfile(orbit, place / orbit.name)
-
-
-# --- gpt -------------------------------------------------------------------------------------------------------------
-
-
-def command_line(snap: tuple[str, ...], folder: Path, threads: int, mem_mb: int) -> list[str]:
-    """Words of the command that runs ``graph.xml`` of a folder."""
-    heap_mb = int(mem_mb * HEAP_SHARE)
-    orbits = [f"-DOrbitFiles.sentinel1{kind}OrbitPath={folder / 'orbits'}" for kind in ("POE", "RES")]
-    line = [*snap, str(folder / "graph.xml"), "-e", "-c", f"{int(heap_mb * CACHE_SHARE)}M", "-q", str(threads), *orbits]
-    return line if _through_snappy(snap) else [*line, f"-J-Xmx{heap_mb}m"]
-
-
-def _through_snappy(snap: tuple[str, ...]) -> bool:
-    return len(snap) > 1
-
-
-def run_gpt(snap: tuple[str, ...], folder: Path, *, threads: int, mem_mb: int, time_limit_s: float) -> None:
-    """Run ``graph.xml`` of a folder; output goes to its ``gpt.log``.
-
-    gpt and what it starts end when the time is over or this process ends, however it does.
-
-    Raises
-    ------
-    CovermapError
-        gpt ended with an error, ran out of time or heap, or made no product.
-    """
-    environment = dict(os.environ)
-    if _through_snappy(snap):  # esa_snappy starts the JVM itself, with a heap from its own file
-        environment["_JAVA_OPTIONS"] = f"{environment.get('_JAVA_OPTIONS', '')} -Xmx{int(mem_mb * HEAP_SHARE)}m".strip()
-    line = command_line(snap, folder, threads, mem_mb)
-    log.info("runs %s", " ".join(line))
-    status: int | None = None
-    with (folder / "gpt.log").open("wb") as output:
-        guard = subprocess.Popen(
-            [sys.executable, "-c", GUARD, *line],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=folder,
-            env=environment,
-            start_new_session=True,
-        )
-        try:
-            status = guard.wait(time_limit_s)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            if guard.poll() is None:
-                os.killpg(guard.pid, signal.SIGKILL)
-                guard.wait()
-            if guard.stdin is not None:
-                guard.stdin.close()
-    text = (folder / "gpt.log").read_text(errors="replace")
-    fault = _fault(status, text, (folder / "backscatter.dim").exists(), mem_mb, time_limit_s)
-    if fault:
-        lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("at ")]
-        raise CovermapError(f"SNAP's gpt {fault}; its log ends:\n" + "\n".join(lines[-LOG_LINES:] or ["(empty)"]))
-
-
-def _fault(status: int | None, text: str, written: bool, mem_mb: int, time_limit_s: float) -> str | None:
-    """What went wrong and how to mend it; gpt may print an exception and still end with status 0."""
-    if status is None:
-        return (
-            f"did not end within {time_limit_s / 60:.3g} minutes and was stopped: give process_s1 more runtime, or set "
-            f"sentinel1.processor to native"
-        )
-    if "OutOfMemoryError" in text:
-        return f"ran out of memory with a heap of {int(mem_mb * HEAP_SHARE)} MB: give process_s1 more mem_mb"
-    if "No valid orbit file found" in text:
-        return "found no orbit file that covers the scene: put one into the folder sentinel1.orbits, or unset it"
-    if "no valid output was produced" in text or "Problem reading DEM" in text:
-        return "made no pixel from the DEM: check that the area's dem covers the scene and holds metres"
-    if status and "saveLayoverShadowMask" in text:
-        return "is of a release that makes no layover mask: update SNAP, or take layover_shadow out of sentinel1.layers"
-    if "NullPointerException" in text:
-        return (
-            f"failed inside itself (status {status}, NullPointerException): check that the product is whole, update "
-            f"SNAP, or set sentinel1.processor to native"
-        )
-    if status:
-        return f"failed with status {status}: see docs/snap.md, or set sentinel1.processor to native"
-    return None if written else "ended well but wrote no product: see docs/snap.md, or take the native chain"
 
 
 # --- what comes out --------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from covermap.sentinel1.nodes import horizontal, part_around, positions_in
 
 HEIGHTS_M = (-1_000.0, 9_500.0)
 MODELS: tuple[tuple[str, Model], ...] = ((r"egm ?_?96", "egm96"), (r"egm ?_?(20)?08", "egm2008"))
-GEOID_NODES = 256  # along the longer side of the DEM: a kilometre apart, where the geoid bends by millimetres
+GEOID_NODES = 256  # along the longer side of the DEM: about a kilometre apart, which errs by a centimetre at most
 ROWS = 256  # of the DEM that are raised at once
 AROUND = 2  # pixels of the DEM around the window
 

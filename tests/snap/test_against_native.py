@@ -20,7 +20,7 @@ from rasterio.windows import Window
 from covermap.config import Sentinel1
 from covermap.grid import Grid
 from covermap.sentinel1 import process_s1, safe
-from covermap.sentinel1.snap import find_snap
+from covermap.sentinel1.gpt import find_snap
 
 pytestmark = [
     pytest.mark.long,

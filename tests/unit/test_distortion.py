@@ -125,6 +125,6 @@ def test_missing_heights_hide_nothing():
 
 def test_reach_grows_with_relief_and_has_an_end():
     angles = np.array([[30.0, 45.0, np.nan]])
-    assert distortion.reach(0, angles, SMALL) == 16
-    assert distortion.reach(1000, angles, SMALL) * 10 >= 1000 / np.tan(np.radians(30))
+    assert distortion.reach(0, angles, SMALL) == distortion.reach(100, angles, SMALL) == 128
+    assert distortion.reach(1000, angles, SMALL) * 10 >= 1000 / np.tan(np.radians(30)) > 1280
     assert distortion.reach(9000, angles, SMALL) * 10 <= distortion.FARTHEST_M + 320

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from covermap.config import Sentinel1
 from covermap.errors import CoverageError, CovermapError, ProductError, SettingError
 from covermap.sentinel1 import safe, snap
+from covermap.sentinel1.gpt import command_line, find_snap, run_gpt
 from tests.unit.sentinel1_world import GRID, at, height, make_orbit, write_dem, write_safe, zipped
 
 STAND_IN = r'''
@@ -240,12 +241,12 @@ def test_settings_reach_the_operators(gpt, files, tmp_path, monkeypatch):
 def test_gpt_is_found_on_the_path_and_in_snap_home(gpt, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("SNAP_HOME", raising=False)
-    assert snap.find_snap() is None
+    assert find_snap() is None
     monkeypatch.setenv("SNAP_HOME", str(Path(gpt[0]).parents[1]))
-    assert snap.find_snap() == gpt
+    assert find_snap() == gpt
     monkeypatch.delenv("SNAP_HOME")
     monkeypatch.setenv("PATH", str(Path(gpt[0]).parent))
-    assert snap.find_snap() == gpt
+    assert find_snap() == gpt
 
 
 def test_a_binary_that_is_called_gpt_is_not_snap(tmp_path, monkeypatch):
@@ -253,7 +254,7 @@ def test_a_binary_that_is_called_gpt_is_not_snap(tmp_path, monkeypatch):
     (tmp_path / "gpt").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("SNAP_HOME", raising=False)
-    assert snap.find_snap() is None
+    assert find_snap() is None
 
 
 def test_esa_snappy_is_the_way_where_there_is_no_gpt(tmp_path, monkeypatch):
@@ -267,20 +268,20 @@ def test_esa_snappy_is_the_way_where_there_is_no_gpt(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("SNAP_HOME", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    found = snap.find_snap()
+    found = find_snap()
     assert found is not None and found[0] == sys.executable
-    line = snap.command_line(found, tmp_path, 2, 8000)
+    line = command_line(found, tmp_path, 2, 8000)
     assert not [word for word in line if word.startswith("-J")]
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     assert done.stdout.split()[:2] == ["GPT", str(tmp_path / "graph.xml")]
 
 
 def test_the_setting_chooses(gpt, monkeypatch):
-    monkeypatch.setattr(snap, "find_snap", lambda: gpt)
+    monkeypatch.setattr("covermap.sentinel1.gpt.find_snap", lambda: gpt)
     assert snap.choose_snap(Sentinel1(processor="native"), "EPSG:32631") is None
     assert snap.choose_snap(Sentinel1(processor="auto"), "EPSG:32631") == gpt
     assert snap.choose_snap(Sentinel1(processor="snap"), "EPSG:32631") == gpt
-    monkeypatch.setattr(snap, "find_snap", lambda: None)
+    monkeypatch.setattr("covermap.sentinel1.gpt.find_snap", lambda: None)
     assert snap.choose_snap(Sentinel1(processor="auto"), "EPSG:32631") is None
     with pytest.raises(SettingError, match="no gpt on the PATH"):
         snap.choose_snap(Sentinel1(processor="snap"), "EPSG:32631")
@@ -299,7 +300,7 @@ def test_the_setting_chooses(gpt, monkeypatch):
     ],
 )
 def test_what_the_graph_cannot_do_is_native_or_an_error(change, crs, gpt, monkeypatch):
-    monkeypatch.setattr(snap, "find_snap", lambda: gpt)
+    monkeypatch.setattr("covermap.sentinel1.gpt.find_snap", lambda: gpt)
     assert snap.choose_snap(Sentinel1(processor="auto", **change), crs) is None
     with pytest.raises(SettingError, match=next(iter(change), "27700")):
         snap.choose_snap(Sentinel1(processor="snap", **change), crs)
@@ -448,14 +449,14 @@ def test_a_gpt_that_hangs_is_ended_with_all_it_started(gpt, tmp_path, monkeypatc
     monkeypatch.setenv("STAND_IN", "hang")
     pids = hanging(tmp_path)
     with pytest.raises(CovermapError, match=r"did not end within 0\.0167 minutes"):
-        snap.run_gpt(gpt, tmp_path, threads=1, mem_mb=1000, time_limit_s=1)
+        run_gpt(gpt, tmp_path, threads=1, mem_mb=1000, time_limit_s=1)
     assert soon(lambda: not any(map(alive, pids.read_text().split())))
 
 
 def test_gpt_ends_when_its_job_is_killed(gpt, tmp_path):
     pids = hanging(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from covermap.sentinel1.snap import run_gpt; "
+        "import sys; from pathlib import Path; from covermap.sentinel1.gpt import run_gpt; "
         "run_gpt((sys.argv[1],), Path(sys.argv[2]), threads=1, mem_mb=1000, time_limit_s=60)"
     )
     environment = {**os.environ, "STAND_IN": "hang"}
@@ -467,7 +468,7 @@ def test_gpt_ends_when_its_job_is_killed(gpt, tmp_path):
 
 
 def test_heap_cache_and_threads_come_from_the_job(tmp_path):
-    line = snap.command_line(("gpt",), tmp_path, 4, 16_000)
+    line = command_line(("gpt",), tmp_path, 4, 16_000)
     assert line[:2] == ["gpt", str(tmp_path / "graph.xml")]
     assert line[line.index("-c") + 1] == "6000M" and line[line.index("-q") + 1] == "4"
     assert "-J-Xmx12000m" in line

@@ -1,0 +1,140 @@
+"""SNAP's program gpt: finding it, running a graph with it, and saying in a sentence why it failed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from covermap.errors import CovermapError
+
+log = logging.getLogger(__name__)
+
+LOG_LINES = 15
+CACHE_SHARE = 0.5  # of the heap
+HEAP_SHARE = 0.75  # of the job's memory; the rest is the JVM's own and this process
+# Runs gpt (its arguments) as long as somebody holds the other end of stdin: a job that is killed takes it along.
+GUARD = """
+import os, signal, subprocess, sys, threading
+child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+def end():
+    os.read(0, 1)
+    os.killpg(0, signal.SIGKILL)
+threading.Thread(target=end, daemon=True).start()
+status = child.wait()
+os._exit(status if 0 <= status < 256 else 128 - status)
+"""
+# The same command line through esa_snappy: GPT is the class that the program gpt starts.
+THROUGH_SNAPPY = """
+import sys
+from esa_snappy import jpy
+words = sys.argv[1:]
+line = jpy.array("java.lang.String", len(words))
+for number, word in enumerate(words):
+    line[number] = word
+jpy.get_type("org.esa.snap.core.gpf.main.GPT").run(line)
+"""
+
+
+def find_snap() -> tuple[str, ...] | None:
+    """Words that start gpt: the program on the PATH or in ``$SNAP_HOME/bin``, or Python with esa_snappy; None."""
+    home = os.environ.get("SNAP_HOME")
+    for program in (shutil.which("gpt"), shutil.which("gpt", path=str(Path(home) / "bin")) if home else None):
+        if program and _is_snap(Path(program)):
+            return (program,)
+    reaches = [sys.executable, "-c", "import esa_snappy; esa_snappy.jpy.get_type('org.esa.snap.core.gpf.main.GPT')"]
+    try:
+        done = subprocess.run(reaches, capture_output=True, stdin=subprocess.DEVNULL, timeout=120, check=False)
+    except subprocess.TimeoutExpired:
+        return None
+    return (sys.executable, "-c", THROUGH_SNAPPY) if done.returncode == 0 else None
+
+
+def _is_snap(program: Path) -> bool:
+    """SNAP's gpt is a script (on Windows gpt.exe); a partition tool and a compiler of that name are binaries."""
+    with program.open("rb") as file:
+        return program.suffix == ".exe" or file.read(2) == b"#!"
+
+
+def command_line(snap: tuple[str, ...], folder: Path, threads: int, mem_mb: int) -> list[str]:
+    """Words of the command that runs ``graph.xml`` of a folder."""
+    heap_mb = int(mem_mb * HEAP_SHARE)
+    orbits = [f"-DOrbitFiles.sentinel1{kind}OrbitPath={folder / 'orbits'}" for kind in ("POE", "RES")]
+    line = [*snap, str(folder / "graph.xml"), "-e", "-c", f"{int(heap_mb * CACHE_SHARE)}M", "-q", str(threads), *orbits]
+    return line if _through_snappy(snap) else [*line, f"-J-Xmx{heap_mb}m"]
+
+
+def _through_snappy(snap: tuple[str, ...]) -> bool:
+    return len(snap) > 1
+
+
+def run_gpt(snap: tuple[str, ...], folder: Path, *, threads: int, mem_mb: int, time_limit_s: float) -> None:
+    """Run ``graph.xml`` of a folder; output goes to its ``gpt.log``.
+
+    gpt and what it starts end when the time is over or this process ends, however it does.
+
+    Raises
+    ------
+    CovermapError
+        gpt ended with an error, ran out of time or heap, or made no product.
+    """
+    environment = dict(os.environ)
+    if _through_snappy(snap):  # esa_snappy starts the JVM itself, with a heap from its own file
+        environment["_JAVA_OPTIONS"] = f"{environment.get('_JAVA_OPTIONS', '')} -Xmx{int(mem_mb * HEAP_SHARE)}m".strip()
+    line = command_line(snap, folder, threads, mem_mb)
+    log.info("runs %s", " ".join(line))
+    status: int | None = None
+    with (folder / "gpt.log").open("wb") as output:
+        guard = subprocess.Popen(
+            [sys.executable, "-c", GUARD, *line],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=folder,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            status = guard.wait(time_limit_s)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            if guard.poll() is None:
+                os.killpg(guard.pid, signal.SIGKILL)
+                guard.wait()
+            if guard.stdin is not None:
+                guard.stdin.close()
+    text = (folder / "gpt.log").read_text(errors="replace")
+    fault = _fault(status, text, (folder / "backscatter.dim").exists(), mem_mb, time_limit_s)
+    if fault:
+        lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("at ")]
+        raise CovermapError(f"SNAP's gpt {fault}; its log ends:\n" + "\n".join(lines[-LOG_LINES:] or ["(empty)"]))
+
+
+def _fault(status: int | None, text: str, written: bool, mem_mb: int, time_limit_s: float) -> str | None:
+    """What went wrong and how to mend it; gpt may print an exception and still end with status 0."""
+    if status is None:
+        return (
+            f"did not end within {time_limit_s / 60:.3g} minutes and was stopped: give process_s1 more runtime, or set "
+            f"sentinel1.processor to native"
+        )
+    if "OutOfMemoryError" in text:
+        return f"ran out of memory with a heap of {int(mem_mb * HEAP_SHARE)} MB: give process_s1 more mem_mb"
+    if "No valid orbit file found" in text:
+        return "found no orbit file that covers the scene: put one into the folder sentinel1.orbits, or unset it"
+    if "no valid output was produced" in text or "Problem reading DEM" in text:
+        return "made no pixel from the DEM: check that the area's dem covers the scene and holds metres"
+    if status and "saveLayoverShadowMask" in text:
+        return "is of a release that makes no layover mask: update SNAP, or take layover_shadow out of sentinel1.layers"
+    if "NullPointerException" in text:
+        return (
+            f"failed inside itself (status {status}, NullPointerException): check that the product is whole, update "
+            f"SNAP, or set sentinel1.processor to native"
+        )
+    if status:
+        return f"failed with status {status}: see docs/snap.md, or set sentinel1.processor to native"
+    return None if written else "ended well but wrote no product: see docs/snap.md, or take the native chain"
