@@ -37,8 +37,7 @@ def ready_assets(archive: safe.Archive, grid: Grid, settings: Sentinel1) -> Geoc
                 values = raster.read(band, window=part, masked=True).astype(np.float64).filled(np.nan)
             power = (10 ** (values / 10) if settings.assets_unit == "dB" else values).astype(np.float32)
             power[~np.isfinite(power)] = np.nan
-            if settings.speckle_filter == "lee":
-                power = speckle.lee(power, settings.window_pixels, settings.looks)
+            power = speckle.despeckle(power, settings.speckle_filter, settings.window_pixels, settings.looks)
             positions -= np.array([part.row_off, part.col_off])[:, None, None]
             dense = geocoding.refine(positions, node_step(window), range(window.height), window.width)
             bands.append(geocoding.bilinear(power, *dense))

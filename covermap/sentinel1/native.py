@@ -168,7 +168,7 @@ def calibrated(
     vectors = safe.calibration(archive, image, TABLES[settings.convention])
     noise = None if image.noise_already_removed else safe.noise(archive, image)
     samples = np.arange(part.width) + part.col_off
-    half = {"none": 0, "lee": settings.window_pixels // 2, "refined_lee": speckle.HALF}[settings.speckle_filter]
+    half = speckle.margin(settings.speckle_filter, settings.window_pixels)
     floor = 10 ** (settings.floor_db / 10)
     out = np.empty((part.height, part.width), np.float32)
 
@@ -181,10 +181,7 @@ def calibrated(
         noise_power = radiometry.noise_power(noise, line, samples, image.line_interval_s) if noise else 0.0
         power = radiometry.backscatter(dn, noise_power, lut)
         power, low = radiometry.limit_power(power, settings.negative_power, floor)
-        if settings.speckle_filter == "lee":
-            power = speckle.lee(power, settings.window_pixels, settings.looks)
-        elif settings.speckle_filter == "refined_lee":
-            power = speckle.refined_lee(power, settings.looks)
+        power = speckle.despeckle(power, settings.speckle_filter, settings.window_pixels, settings.looks)
         own = slice(rows.start - wide.start, rows.stop - wide.start)
         out[rows] = power[own]
         return int(low[own].sum()), int((dn[own] > 0).sum())

@@ -11,6 +11,18 @@ CHUNK = 512  # columns of the refined filter worked on at once: their sums stay 
 BELOW = 0.25  # of the power in a window may lie below zero where a scene still tells something
 
 
+def margin(name: str, window_pixels: int) -> int:
+    """Pixels around an image that a filter of the settings looks at."""
+    return {"none": 0, "lee": window_pixels // 2, "refined_lee": HALF}[name]
+
+
+def despeckle(power: np.ndarray, name: str, window_pixels: int, looks: float) -> np.ndarray:
+    """Power after a filter of the settings: ``none``, ``lee`` or ``refined_lee``; see these."""
+    if name == "lee":
+        return lee(power, window_pixels, looks)
+    return refined_lee(power, looks) if name == "refined_lee" else power
+
+
 def lee(power: np.ndarray, window_pixels: int, looks: float) -> np.ndarray:
     """Lee filter with a fixed number of looks.
 

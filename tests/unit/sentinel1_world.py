@@ -77,8 +77,11 @@ def targets() -> list[tuple[float, float]]:
     return [(454_323.0 + 660.7 * i, 111_181.0 - 590.9 * j) for i in range(3) for j in range(3)]
 
 
-def write_safe(folder: Path) -> Path:
-    """A product in both polarisations: constant backscatter, nine bright targets, no data in the last 30 samples."""
+def write_safe(folder: Path, dark: bool = False) -> Path:
+    """A product in both polarisations: constant backscatter, nine bright targets, no data in the last 30 samples.
+
+    ``dark``: a part of it lies below the thermal noise.
+    """
     product = folder / "S1A_IW_GRDH_1SDV_20230501T000000_TEST.SAFE"
     (product / "annotation/calibration").mkdir(parents=True)
     (product / "measurement").mkdir()
@@ -94,6 +97,8 @@ def write_safe(folder: Path) -> Path:
             at_line, at_sample = line_and_sample(longitude, latitude, float(height(longitude, latitude)))
             power += 500 * sigma0 * np.exp(-((line - at_line) ** 2 + (sample - at_sample) ** 2) / (2 * 1.2**2))
         dn = np.sqrt(power * lut**2 + noise).round().astype("uint16")
+        if dark:
+            dn[100:160, 20:80] = np.sqrt(noise / 2)[100:160, 20:80]
         dn[:, -30:] = 0
         stem = f"s1a-iw-grd-{name.lower()}-20230501t000000-{number:03d}"
         (product / f"annotation/{stem}.xml").write_text(annotation(name))

@@ -101,6 +101,65 @@ def test_heights_above_the_geoid_need_the_geoid(product, dem, tmp_path):
     assert read(tmp_path / "int16_out.tif")[1].tags["geoid"] == "0 m"
 
 
+def processed(product: Path, dem: Path, folder: Path, **settings: object) -> tuple[np.ndarray, dict[str, str]]:
+    """Bands and tags by settings."""
+    process_s1(product, dem, folder / "out.tif", {}, GRID, Sentinel1(**settings))
+    pixels, raster = read(folder / "out.tif")
+    return pixels, raster.tags
+
+
+def test_decibels_are_those_of_the_power_and_end_at_the_floor(product, dem, tmp_path):
+    power, _ = processed(product, dem, tmp_path, layers=())
+    decibels, tags = processed(product, dem, tmp_path, layers=(), units="dB", floor_db=-10)
+    np.testing.assert_allclose(decibels, np.maximum(10 * np.log10(power), -10), rtol=1e-5)
+    assert (tags["units"], (decibels[1] == -10).sum() > 100) == ("dB", True)
+
+
+def test_backscatter_at_one_angle_follows_the_cosine_law(product, dem, tmp_path):
+    power, _ = processed(product, dem, tmp_path, layers=("incidence_angle",))
+    brought, tags = processed(product, dem, tmp_path, layers=(), normalise_deg=30)
+    ratio = np.cos(np.radians(30)) / np.cos(np.radians(power[2]))
+    np.testing.assert_allclose(brought, power[:2] * ratio**2, rtol=1e-5)
+    assert tags["normalised_deg"] == "30.0"
+
+
+def test_conventions_take_their_tables_and_flattening_follows_the_hills(product, dem, tmp_path):
+    sigma0, _ = processed(product, dem, tmp_path, speckle_filter="none", layers=())
+    gamma0, tags = processed(product, dem, tmp_path, speckle_filter="none", layers=(), convention="gamma0")
+    np.testing.assert_allclose(gamma0, sigma0 / 0.9**2, rtol=1e-3)  # by the tables of the product
+    assert tags["convention"] == "gamma0"
+    settings = {"speckle_filter": "none", "layers": ("incidence_angle",)}
+    beta0, _ = processed(product, dem, tmp_path, convention="beta0", **settings)
+    flat, tags = processed(product, dem, tmp_path, convention="gamma0_terrain", **settings)
+    on_ellipsoid = beta0[0] * np.tan(np.radians(beta0[2]))
+    change_db = 10 * np.log10(flat[0] / on_ellipsoid)[30:-30, 30:-60]
+    assert abs(np.nanmean(change_db)) < 1  # hills of 60 m, not all of them in sight
+    assert 0.05 < np.nanstd(change_db) < 2
+    assert tags["convention"] == "gamma0_terrain"
+
+
+def test_power_below_the_noise_is_kept_floored_or_no_data(product, dem, tmp_path):
+    kept, tags = processed(product, dem, tmp_path, speckle_filter="none", layers=())
+    assert tags["below_noise_percent"] == "0.000 0.000"
+    below = write_safe(tmp_path, dark=True)
+    kept, tags = processed(below, dem, tmp_path, speckle_filter="none", layers=())
+    assert min(map(float, tags["below_noise_percent"].split())) > 1
+    assert (kept < 0).sum() > 100
+    floored, _ = processed(below, dem, tmp_path, speckle_filter="none", layers=(), negative_power="floor", floor_db=-30)
+    assert np.nanmin(floored) == pytest.approx(1e-3)
+    empty, tags = processed(below, dem, tmp_path, speckle_filter="none", layers=(), negative_power="nodata")
+    assert (np.nanmin(empty) > 0, tags["negative_power"]) == (True, "nodata")
+    assert np.isnan(empty).sum() > np.isnan(kept).sum() + 100
+
+
+def test_atmosphere_and_satellite_motion_move_the_image(product, dem, tmp_path):
+    still, _ = processed(product, dem, tmp_path, speckle_filter="none", layers=())
+    for setting in ("path_delay", "bistatic"):
+        moved, tags = processed(product, dem, tmp_path, speckle_filter="none", layers=(), **{setting: True})
+        assert tags[setting] == "True"
+        assert (moved != still)[np.isfinite(still) & np.isfinite(moved)].mean() > 0.5
+
+
 # ---- analysis-ready backscatter ----
 
 

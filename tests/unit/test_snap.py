@@ -20,7 +20,7 @@ from covermap.config import Sentinel1
 from covermap.errors import CoverageError, CovermapError, ProductError, SettingError
 from covermap.sentinel1 import safe, snap
 from covermap.sentinel1.gpt import command_line, find_snap, run_gpt
-from tests.unit.sentinel1_world import GRID, at, height, make_orbit, write_dem, write_safe, zipped
+from tests.unit.sentinel1_world import GRID, height, write_dem, write_eof, write_safe, zipped
 
 STAND_IN = r'''
 import os, subprocess, sys, time
@@ -105,24 +105,6 @@ print("....100% done.")
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")  # radar geometry
 ORBIT = "S1A_OPER_AUX_RESORB_OPOD_20230501T030000_V20230430T220000_20230501T020000.EOF"
-
-
-def write_orbit(path):
-    """The orbit of the test product as an orbit file."""
-    orbit = make_orbit()
-    vectors = ""
-    for t, position, velocity in zip(orbit.time_s, orbit.position_m, orbit.velocity_m_s, strict=True):
-        axes = "".join(
-            f"<{a}>{p:.6f}</{a}><V{a}>{v:.6f}</V{a}>" for a, p, v in zip("XYZ", position, velocity, strict=True)
-        )
-        vectors += f"<OSV><TAI>TAI={at(t + 37)}</TAI><UTC>UTC={at(t)}</UTC>{axes}<Quality>NOMINAL</Quality></OSV>"
-    path.write_text(
-        "<Earth_Explorer_File><Earth_Explorer_Header><Fixed_Header><File_Type>AUX_RESORB</File_Type>"
-        "<Mission>Sentinel-1A</Mission></Fixed_Header><Variable_Header><Ref_Frame>EARTH_FIXED</Ref_Frame>"
-        "<Time_Reference>UTC</Time_Reference></Variable_Header></Earth_Explorer_Header><Data_Block><List_of_OSVs>"
-        f"{vectors}</List_of_OSVs></Data_Block></Earth_Explorer_File>"
-    )
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -357,7 +339,7 @@ def test_snap_gets_the_heights_of_the_native_chain(gpt, files, tmp_path, monkeyp
 
 
 def test_the_orbit_file_lies_where_snap_looks(gpt, files, tmp_path, monkeypatch):
-    orbit = write_orbit(tmp_path / ORBIT)
+    orbit = write_eof(tmp_path / ORBIT, "AUX_RESORB")
     work = tmp_path / "work"
     work.mkdir()
     _, scene, nodes, orbits, _ = run(gpt, files, work, Sentinel1(layers=[]), monkeypatch, orbit=orbit)
@@ -369,7 +351,7 @@ def test_the_orbit_file_lies_where_snap_looks(gpt, files, tmp_path, monkeypatch)
 
 
 def test_an_orbit_file_that_does_not_fit_never_reaches_snap(gpt, files, tmp_path, monkeypatch):
-    orbit = write_orbit(tmp_path / ORBIT)
+    orbit = write_eof(tmp_path / ORBIT, "AUX_RESORB")
     orbit.write_text(orbit.read_text().replace("Sentinel-1A", "Sentinel-1B"))
     with pytest.raises(ProductError, match="is of S1B"):
         run(gpt, files, tmp_path, Sentinel1(), monkeypatch, "other", orbit=orbit)
