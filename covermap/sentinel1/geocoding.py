@@ -31,7 +31,7 @@ def geodetic_to_ecef(longitude_deg: np.ndarray, latitude_deg: np.ndarray, height
     return np.stack(np.broadcast_arrays(flat * np.cos(longitude), flat * np.sin(longitude), up), axis=-1)
 
 
-def zero_doppler(orbit: Orbit, xyz_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def zero_doppler(orbit: Orbit, xyz_m: np.ndarray, start_s: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Time at which the satellite passes a place at right angles to its velocity, and its distance then.
 
     Newton's method on (x - P(t)) . V(t) = 0, the stop-and-go geometry of the annotated geolocation grid: no bistatic
@@ -41,12 +41,13 @@ def zero_doppler(orbit: Orbit, xyz_m: np.ndarray) -> tuple[np.ndarray, np.ndarra
     ----------
     orbit : state vectors.
     xyz_m : float64 (..., 3), Earth-fixed; NaN stays NaN.
+    start_s : times (...) near the answer, to be quicker.
 
     Returns
     -------
     time_s, slant_range_m : float64 (...). Times never leave the orbit's own span.
     """
-    time_s = np.where(np.isnan(xyz_m[..., 0]), np.nan, orbit.time_s.mean())
+    time_s = np.where(np.isnan(xyz_m[..., 0]), np.nan, orbit.time_s.mean() if start_s is None else start_s)
     for _ in range(NEWTON_STEPS):
         position, velocity, acceleration = state(orbit, time_s)
         sight = xyz_m - position
@@ -206,14 +207,15 @@ def sight(
     """
     middle, half = (lowest_m + highest_m) / 2, max((highest_m - lowest_m) / 2, 1.0)
 
-    def solved(height_m: float) -> np.ndarray:
+    def solved(height_m: float, near_s: np.ndarray | None = None) -> np.ndarray:
         place = geodetic_to_ecef(longitude_deg, latitude_deg, height_m)
-        time_s, range_m = zero_doppler(orbit, place)
+        time_s, range_m = zero_doppler(orbit, place, near_s)
         delay_m = path_delay(height_m, incidence_angle(orbit, time_s, place)) if delayed else 0.0
         shift_s = 0.0 if bistatic_reference_m is None else bistatic_shift(range_m, bistatic_reference_m)
         return np.stack([time_s + shift_s, range_m + delay_m])
 
-    below, at, above = (solved(middle + u * half) for u in (-1, 0, 1))
+    at = solved(middle)
+    below, above = (solved(middle + u * half, at[0]) for u in (-1, 1))
     curve = np.stack([at, (above - below) / 2, (above + below) / 2 - at], axis=1)
     return Sight(curve.reshape(6, *longitude_deg.shape), middle, half)
 

@@ -23,7 +23,8 @@ from covermap.sentinel1.terrain import Terrain, read_dem
 
 LINES = 128  # of the radar image in work at once: they stay in the processor's cache
 ROWS = 512  # of the result that are written at once: whole tiles of the file
-ROWS_AT_ONCE = 64  # of these that are in work: they take about 100 bytes a pixel
+ROWS_AT_ONCE = 64  # of these that are in work: with some columns they stay in the cache
+NODES_AT_ONCE = 64  # columns of nodes in work
 FOOTPRINT_MARGIN_M = 5_000.0  # terrain moves a pixel by up to twice its height
 RADAR_MARGIN = 24  # lines and samples: conversion records bend the geometry between nodes
 
@@ -338,8 +339,9 @@ def _geocoded(
         rows = slice(covered_rows.start + place.start, covered_rows.start + place.stop)
         for some in strips_of(place.stop - place.start, ROWS_AT_ONCE):
             own = slice(rows.start + some.start, rows.start + some.stop)
-            columns = places.columns(own)
-            if columns.stop > columns.start:
+            near = places.columns(own)
+            for at in strips_of(near.stop - near.start, NODES_AT_ONCE * places.step):
+                columns = slice(near.start + at.start, near.start + at.stop)
                 inside = slice(columns.start - covered_columns.start, columns.stop - covered_columns.start)
                 _geocode(radar, part, places, settings, own, columns, out[:, some, inside])
         if "layover_shadow" in settings.layers:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from xml.etree.ElementTree import Element
 
 import numpy as np
+from numba import njit
 
 from covermap.errors import ProductError
 from covermap.sentinel1 import xml
@@ -172,20 +173,35 @@ def state(orbit: Orbit, time_s: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
         raise ProductError(f"the orbit has {count} state vectors: expected at least {POINTS} in order of time")
     times = np.asarray(time_s, np.float64)
     first = np.clip(np.searchsorted(orbit.time_s, times) - POINTS // 2, 0, count - POINTS)
-    out = np.full((*times.shape, 9), np.nan)
-    for start in np.unique(first):
-        here = (first == start) & np.isfinite(times)
-        out[here] = _polynomial(orbit, slice(start, start + POINTS), times[here])
+    polynomials = [_polynomial(orbit, slice(start, start + POINTS)) for start in range(count - POINTS + 1)]
+    middle, scale, coefficients = (np.array(column) for column in zip(*polynomials, strict=True))
+    out = np.empty((*times.shape, 9))
+    _evaluate(times.reshape(-1), first.reshape(-1), middle, scale, coefficients, out.reshape(-1, 9))
     return out[..., :3], out[..., 3:6], out[..., 6:]
 
 
-def _polynomial(orbit: Orbit, nodes: slice, time_s: np.ndarray) -> np.ndarray:
-    """Position, velocity and acceleration (n, 9) of the one polynomial through the state vectors ``nodes``."""
+def _polynomial(orbit: Orbit, nodes: slice) -> tuple[float, float, np.ndarray]:
+    """Middle and half length [s] of the state vectors ``nodes``, and the polynomials through them in ascending powers.
+
+    The coefficients (8, 9) are of position, velocity and acceleration, of time from the middle in half lengths.
+    """
     times = orbit.time_s[nodes]
     middle, scale = (times[0] + times[-1]) / 2, (times[-1] - times[0]) / 2
     values = np.concatenate([orbit.position_m[nodes], orbit.velocity_m_s[nodes]], axis=1)
     coefficients = np.linalg.solve(np.vander((times - middle) / scale, increasing=True), values)
     velocity = coefficients[:, 3:]
     derivative = np.concatenate([velocity[1:] * np.arange(1, POINTS)[:, None] / scale, np.zeros((1, 3))])
-    powers = np.vander((time_s - middle) / scale, POINTS, increasing=True)
-    return powers @ np.concatenate([coefficients, derivative], axis=1)
+    return middle, scale, np.concatenate([coefficients, derivative], axis=1)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _evaluate(times, first, middle, scale, coefficients, out):  # type: ignore[no-untyped-def]
+    """Horner's rule; NaN stays NaN."""
+    for i in range(times.size):
+        which = first[i]
+        u = (times[i] - middle[which]) / scale[which]
+        for column in range(out.shape[1]):
+            value = 0.0
+            for power in range(coefficients.shape[1] - 1, -1, -1):
+                value = value * u + coefficients[which, power, column]
+            out[i, column] = value
