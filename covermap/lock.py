@@ -1,6 +1,7 @@
 """After a kill: wait for a Snakemake that still runs here, and remove the lock of one that does not.
 
-``python -m covermap.lock`` runs before each ``make`` target that starts the workflow.
+``python -m covermap.lock`` runs before each ``make`` target that starts the workflow. It sees the processes of this
+machine alone: where several machines share a folder, ``snakemake --unlock`` is for the person who knows them.
 """
 
 from __future__ import annotations
