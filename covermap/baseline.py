@@ -10,7 +10,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 from covermap.config import Tiles
 from covermap.grid import Grid
-from covermap.inputs import KEYS, observed
+from covermap.inputs import KEYS, meaning_of, must_mean, observed
 from covermap.legend import EXCLUDED, NO_LABEL
 from covermap.raster import write_raster
 from covermap.stack import read_stack
@@ -44,9 +44,18 @@ def map_baseline(
     baseline : class ids, uint8, 0 where nothing is held out; on the grid of the map.
     grid : of the map.
     sensors, tiles, seed : inputs and split of the model to compare with.
+
+    Raises
+    ------
+    ModelError
+        The inputs of two stores, or of the stores and a stack, mean different things.
     """
     stores = dict(zip([(aoi, block) for aoi, block in packs], packed, strict=True))
-    pixels, labels = training_pixels(TileStore(stores, index, "train"), sensors, seed)
+    training = TileStore(stores, index, "train")
+    meaning = training.meaning(KEYS[sensor] for sensor in sensors)
+    for path in stacks:
+        must_mean(meaning, meaning_of(path), path, "the random forest learned from")
+    pixels, labels = training_pixels(training, sensors, seed)
     forest = RandomForestClassifier(TREES, max_features="sqrt", min_samples_leaf=2, n_jobs=threads, random_state=seed)
     forest.fit(pixels, labels)
     log.info("forest of %d trees from %d pixels of %d classes", TREES, len(labels), len(forest.classes_))

@@ -7,20 +7,57 @@ An error names the key, the value and what was expected. `config/schema.json` is
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Collection, Iterator
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from covermap.errors import SettingError
 from covermap.legend import Legend, read_legend
 from covermap.models import MODELS
+from covermap.models.options import OPTIONS
 from covermap.providers import PROVIDERS
 
-NAME = r"[a-z][a-z0-9_]*"
-Name = Annotated[str, StringConstraints(pattern=rf"^{NAME}$")]
+NAME, CRS = r"^[a-z][a-z0-9_]*$", r"^EPSG:\d+$"
+PATTERNS = {
+    NAME: "a name of small letters, digits and underscores that begins with a letter",
+    CRS: "EPSG: and a number, such as EPSG:32721",
+}
+
+
+def _on_disk(value: Any) -> Any:
+    if isinstance(value, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|/vsi", value):
+        raise ValueError("covermap reads files on disk, and no address: download it and give its path")
+    return value
+
+
+def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    twice = sorted({str(value) for value in values if values.count(value) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)} stands there twice: keep each once")
+    return values
+
+
+Name = Annotated[str, StringConstraints(pattern=NAME)]
+File = Annotated[Path, BeforeValidator(_on_disk)]
+Unique = AfterValidator(_unique)
 Sensor = Literal["sentinel1", "sentinel2"]
+Sensors = Annotated[tuple[Sensor, ...], Field(min_length=1), Unique]
+Polarisation = Literal["VV", "VH", "HH", "HV"]
 Band = Literal["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
 
 
@@ -45,7 +82,7 @@ class Period(Section):
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if self.end < self.start:
-            raise ValueError(f"period {self.start} to {self.end} is empty: end must not come before start")
+            raise ValueError(f"end is {self.end}, before start {self.start}, so the period is empty: give a later end")
         return self
 
     @property
@@ -61,8 +98,14 @@ class Sentinel1(Section):
     processor: Literal["auto", "snap", "native"] = Field(
         "auto", description="auto: SNAP where it is installed, the chain of our own elsewhere"
     )
-    polarisations: tuple[Literal["VV", "VH", "HH", "HV"], ...] = Field(
+    polarisations: Annotated[tuple[Polarisation, ...], Unique] = Field(
         ("VV", "VH"), min_length=1, description="in this order"
+    )
+    orbit_state: Literal["ascending", "descending"] | None = Field(
+        None, description="scenes of this direction alone; none: all, which must then be of one"
+    )
+    relative_orbits: Annotated[tuple[Annotated[int, Field(ge=1, le=175)], ...], Unique] = Field(
+        (), description="scenes of these tracks alone; none named: all"
     )
     convention: Literal["sigma0", "beta0", "gamma0", "gamma0_terrain"] = Field(
         "sigma0", description="on the ellipsoid; gamma0_terrain: flattened by the DEM (Small 2011)"
@@ -74,7 +117,7 @@ class Sentinel1(Section):
         description="bring backscatter to this incidence angle, for several tracks [degrees]",
     )
     units: Literal["linear", "dB"] = Field("linear", description="of the scene product")
-    orbits: Path | None = Field(None, description="folder of orbit files (.EOF); none: the product's own state vectors")
+    orbits: File | None = Field(None, description="folder of orbit files (.EOF); none: the product's own state vectors")
     negative_power: Literal["keep", "floor", "nodata"] = Field(
         "keep", description="what becomes of power that is not above the thermal noise"
     )
@@ -93,12 +136,19 @@ class Sentinel1(Section):
     )
     bistatic: bool = Field(False, description="correct the azimuth shift that grows from near to far range")
     path_delay: bool = Field(False, description="correct the delay of the atmosphere in slant range, about 3 m")
-    layers: tuple[Literal["incidence_angle", "layover_shadow"], ...] = Field(
+    layers: Annotated[tuple[Literal["incidence_angle", "layover_shadow"], ...], Unique] = Field(
         ("layover_shadow",), description="bands beside the backscatter"
     )
     assets_unit: Literal["dB", "power"] = Field("dB", description="unit of analysis-ready backscatter assets")
 
     _odd = field_validator("window_pixels")(_odd)
+
+    @field_validator("geoid", mode="before")
+    @classmethod
+    def _undulation(cls, value: Any) -> Any:
+        if not isinstance(value, str | Path | None) and (not _is_number(value) or not -120 <= value <= 100):
+            raise ValueError("expected egm96, egm2008, the file of a grid, or an undulation from -120 to 100 m")
+        return _on_disk(value)
 
     @model_validator(mode="after")
     def _angle(self) -> Self:
@@ -113,7 +163,7 @@ class Sentinel1(Section):
 class Sentinel2(Section):
     """Surface reflectance from Sentinel-2 L2A products or assets."""
 
-    bands: tuple[Band, ...] = Field(
+    bands: Annotated[tuple[Band, ...], Unique] = Field(
         ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12"),
         min_length=1,
         description="bands of the stack, in order",
@@ -130,7 +180,9 @@ class Sentinel2(Section):
 class Masks(Section):
     """Which pixels of a Sentinel-2 scene count as clear."""
 
-    classes: tuple[int, ...] = Field((0, 1, 3, 8, 9, 10, 11), description="SCL classes that are masked")
+    classes: Annotated[tuple[Annotated[int, Field(ge=0, le=11)], ...], Unique] = Field(
+        (0, 1, 3, 8, 9, 10, 11), description="SCL classes that are masked"
+    )
     dilate_m: float = Field(40, ge=0, le=2000, description="masked areas grow by this [m]")
 
 
@@ -152,14 +204,17 @@ class Labels(Section):
     """A map of what the ground was."""
 
     source: Literal["mapbiomas", "raster", "vector"] = Field(description="how the file is read")
-    path: Path = Field(description="the file")
-    legend: Path = Field(description="CSV of code, class, name, colour")
+    path: File = Field(description="the file")
+    legend: File = Field(description="CSV of code, class, name, colour")
     attribute: str | None = Field(None, description="vector: the attribute that holds the code")
 
     @model_validator(mode="after")
     def _attribute(self) -> Self:
         if (self.source == "vector") != (self.attribute is not None):
-            raise ValueError(f"attribute is {self.attribute!r}: a vector source needs one, a raster source has none")
+            raise ValueError(
+                f"attribute is {self.attribute or 'not set'}, but source is {self.source}: vector labels need the "
+                "attribute that holds the code, the others have none"
+            )
         return self
 
 
@@ -167,27 +222,31 @@ class Provider(Section):
     """Where scenes come from."""
 
     name: Literal[tuple(PROVIDERS)] = Field(description="one of the providers")  # type: ignore[valid-type]
-    catalog: Path | None = Field(None, description="stac: an ItemCollection or a static catalogue on disk")
+    catalog: File | None = Field(None, description="stac: an ItemCollection or a static catalogue on disk")
 
     @model_validator(mode="after")
     def _catalog(self) -> Self:
-        if (self.name == "stac") != (self.catalog is not None):
-            raise ValueError(f"catalog is {self.catalog}: stac needs one, {self.name!r} has none of its own")
+        if self.name == "stac" and self.catalog is None:
+            raise ValueError(
+                "catalog is not set: provider stac needs the path of an ItemCollection or static catalogue"
+            )
+        if self.name != "stac" and self.catalog is not None:
+            raise ValueError(f"catalog is {self.catalog}, which provider {self.name} does not read: remove it")
         return self
 
 
 class Aoi(Section):
     """An area and a period on one grid."""
 
-    area: Path | tuple[float, float, float, float] = Field(
+    area: File | tuple[float, float, float, float] = Field(
         description="polygon file, or west, south, east, north [degrees]"
     )
-    crs: str = Field(pattern=r"^EPSG:\d+$", description="projected CRS of the map, in metres")
+    crs: str = Field(pattern=CRS, description="projected CRS of the map, in metres")
     period: Period
     provider: Provider
-    scenes: Path | None = Field(None, description="a pinned list of scenes instead of a search")
-    sensors: tuple[Sensor, ...] = Field(("sentinel1", "sentinel2"), min_length=1, description="sensors of the stack")
-    dem: Path | None = Field(None, description="heights for the terrain correction of Sentinel-1 GRD products")
+    scenes: File | None = Field(None, description="a pinned list of scenes instead of a search")
+    sensors: Sensors = Field(("sentinel1", "sentinel2"), description="sensors of the stack")
+    dem: File | None = Field(None, description="heights for the terrain correction of Sentinel-1 GRD products")
     labels: Labels | None = Field(None, description="for training and agreement; none: the area is mapped only")
     reference: Labels | None = Field(None, description="an independent map for evaluation, never used in training")
     model: Name = Field(description="the model of results/maps/{aoi}.tif")
@@ -196,6 +255,14 @@ class Aoi(Section):
     sentinel2: dict[str, Any] = Field({}, description="overrides of the section sentinel2")
     masks: dict[str, Any] = Field({}, description="overrides of the section masks")
     composite: dict[str, Any] = Field({}, description="overrides of the section composite")
+
+    @field_validator("area", mode="before")
+    @classmethod
+    def _file_or_box(cls, value: Any) -> Any:
+        four = isinstance(value, list | tuple) and len(value) == 4 and all(map(_is_number, value))
+        if not four and not isinstance(value, str | Path):
+            raise ValueError("expected a polygon file, or four numbers: west, south, east, north in degrees")
+        return value
 
 
 class Tiles(Section):
@@ -213,8 +280,14 @@ class Tiles(Section):
     def _fits(self) -> Self:
         if self.pixels > self.cell_pixels - 2 * self.buffer_pixels:
             raise ValueError(
-                f"a tile of {self.pixels} px does not fit into a held-out cell of {self.cell_pixels} px less a buffer "
-                f"of {self.buffer_pixels} px on each side: enlarge cell_pixels or lessen buffer_pixels"
+                f"pixels is {self.pixels}: a tile of {self.pixels} px does not fit into a held-out cell of "
+                f"{self.cell_pixels} px less a buffer of {self.buffer_pixels} px on each side: enlarge cell_pixels or "
+                "lessen buffer_pixels"
+            )
+        if self.validation + self.test >= 0.8:
+            raise ValueError(
+                f"test is {self.test} beside validation {self.validation}: expected less than 0.8 together, so that "
+                "cells are left to learn from"
             )
         return self
 
@@ -245,13 +318,33 @@ class Model(Section):
     """A network, what it learns from and how it is applied."""
 
     network: Literal[tuple(MODELS)] = Field(description="one of the networks")  # type: ignore[valid-type]
-    options: dict[str, int | float | str | bool] = Field({}, description="keywords of the network")
-    train_on: tuple[Name, ...] = Field(min_length=1, description="areas whose labels it learns from")
-    sensors: tuple[Sensor, ...] = Field(("sentinel1", "sentinel2"), min_length=1, description="inputs")
+    options: dict[str, Any] = Field(
+        {},
+        description="keywords of the network",
+        json_schema_extra={"anyOf": [options.model_json_schema() for options in OPTIONS.values()]},
+    )
+    train_on: Annotated[tuple[Name, ...], Unique] = Field(min_length=1, description="areas whose labels it learns from")
+    sensors: Sensors = Field(("sentinel1", "sentinel2"), description="inputs")
     seed: int = Field(0, ge=0, description="of the split, the weights and the order of tiles")
     tiles: Tiles = Tiles()
     training: Training = Training()
     prediction: Prediction = Prediction()
+
+    @model_validator(mode="after")
+    def _suits_the_network(self) -> Self:
+        try:
+            multiple = OPTIONS[self.network](**self.options).multiple
+        except ValidationError as error:
+            known = ", ".join(OPTIONS[self.network].model_fields)
+            raise ValueError(f"options.{first_sentence(error)} (network {self.network} has {known})") from None
+        sides = {"tiles.pixels": self.tiles.pixels, "prediction.window_pixels": self.prediction.window_pixels}
+        for key, side in sides.items():
+            if side % multiple:
+                raise ValueError(
+                    f"{key} is {side}: expected a multiple of {multiple}, which network {self.network} with options "
+                    f"{self.options} needs"
+                )
+        return self
 
 
 class Simulator(Section):
@@ -267,7 +360,9 @@ SENSOR_SECTIONS = ("sentinel1", "sentinel2", "masks", "composite")
 class Config(Section):
     """The whole of config/config.yaml."""
 
-    targets: tuple[Name, ...] = Field(("demo",), min_length=1, description="areas that `snakemake` maps")
+    targets: Annotated[tuple[Name, ...], Unique] = Field(
+        ("demo",), min_length=1, description="areas that `snakemake` maps"
+    )
     aois: dict[Name, Aoi] = Field(min_length=1)
     models: dict[Name, Model] = Field(min_length=1)
     sentinel1: Sentinel1 = Sentinel1()
@@ -297,14 +392,40 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _inputs_exist(self) -> Self:
+    def _areas_suit_their_models(self) -> Self:
         for name, model in self.models.items():
-            users = {*model.train_on, *(aoi for aoi, settings in self.aois.items() if settings.model == name)}
-            for user in sorted(users):
-                missing = set(model.sensors) - set(self.aois[user].sensors)
+            mapped = [area for area, settings in self.aois.items() if settings.model == name]
+            users = list(dict.fromkeys([*model.train_on, *mapped]))
+            for user in users:
+                missing = sorted(set(model.sensors) - set(self.aois[user].sensors))
                 if missing:
-                    raise ValueError(f"models.{name}.sensors wants {sorted(missing)}, which aois.{user}.sensors lacks")
+                    raise ValueError(
+                        f"models.{name}.sensors wants {', '.join(missing)}, which aois.{user}.sensors lacks: add it "
+                        "there, or take it from the model"
+                    )
+            for one, other in pairwise(users):
+                self._must_agree(name, one, other)
         return self
+
+    def _must_agree(self, model: str, one: str, other: str) -> None:
+        """Refuse two areas of one model whose inputs would mean different things."""
+        for (key, first), (_, second) in zip(self._inputs(model, one), self._inputs(model, other), strict=True):
+            if first != second:
+                raise ValueError(
+                    f"models.{model} cannot serve both aois.{one} and aois.{other}, since their {key} differ, "
+                    f"{_told(first)} and {_told(second)}: make them alike, or give one area another model"
+                )
+
+    def _inputs(self, model: str, aoi: str) -> Iterator[tuple[str, Any]]:
+        """What the numbers that a model sees of an area mean, by setting."""
+        radar, optics = self.section("sentinel1", aoi), self.section("sentinel2", aoi)
+        assert isinstance(radar, Sentinel1) and isinstance(optics, Sentinel2)
+        if "sentinel1" in self.models[model].sensors:
+            yield "sentinel1.polarisations", radar.polarisations
+            yield "sentinel1.convention", radar.convention
+            yield "calendar months of the period", tuple(month[5:] for month in self.aois[aoi].period.months)
+        if "sentinel2" in self.models[model].sensors:
+            yield "sentinel2.bands", optics.bands
 
     def section(self, name: str, aoi: str) -> Section:
         """A sensor's settings for one area: the common ones with the area's overrides."""
@@ -313,7 +434,7 @@ class Config(Section):
         try:
             return type(common)(**{**common.model_dump(), **overrides})
         except ValidationError as error:
-            raise ValueError(f"aois.{aoi}.{name}: {first_sentence(error)}") from None
+            raise ValueError(f"aois.{aoi}.{name}.{first_sentence(error)}") from None
 
 
 def _must_know(key: str, value: str, known: dict[str, Any]) -> None:
@@ -321,34 +442,74 @@ def _must_know(key: str, value: str, known: dict[str, Any]) -> None:
         raise ValueError(f"{key} is {value!r}, but there is only {', '.join(map(repr, known))}")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _told(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+PHRASES = {
+    r"^Input should (be|have) ": "expected ",
+    r"^(Tuple|List|Dictionary|String) should have ": "expected ",
+    " after validation, not .*": "",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "more than",
+    "a valid dictionary.*": "keys with values",
+    "a valid (tuple|list)": "a list in brackets",
+    "a valid string": "text in quotes",
+}
+
+
 def first_sentence(error: ValidationError) -> str:
-    """The first fault of a validation as 'key: what is wrong (got value)'."""
+    """The first fault of a validation as 'key: what is wrong (got value)'.
+
+    Messages of our own about a section begin with the setting that they are about, so they go on behind its key.
+    """
     fault = error.errors()[0]
-    key = ".".join(str(part) for part in fault["loc"] if not str(part).startswith("function-"))
-    message = fault["msg"].removeprefix("Value error, ")
+    key = ".".join(str(part) for part in fault["loc"] if not re.search(r"[\[(]", str(part)))
+    message, given = fault["msg"].removeprefix("Value error, "), fault["input"]
     if fault["type"] == "extra_forbidden":
         return f"{key}: no such setting; see config/schema.json for those there are"
-    given = "" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})"
-    return f"{key}: {message}{given}" if key else message
+    if fault["type"] == "missing":
+        return f"{key} is missing: add it; see config/schema.json for what it is"
+    if fault["type"] == "value_error" and isinstance(given, dict | BaseModel):
+        return f"{key}.{message}" if key else message
+    if fault["type"] == "string_pattern_mismatch":
+        message = f"expected {PATTERNS[fault['ctx']['pattern']]}"
+    for phrase, plain in PHRASES.items():
+        message = re.sub(phrase, plain, message)
+    return f"{key}: {message} (got {'nothing' if given is None else repr(given)})"
 
 
 def load(settings: dict[str, Any]) -> Config:
     """Validated configuration, or a SettingError that names the first fault."""
     try:
         config = Config(**settings)
+        _check_models(config)
     except ValidationError as error:
         raise SettingError(f"config: {first_sentence(error)}") from None
+    except SettingError as error:
+        raise SettingError(f"config: {error}") from None
+    return config
+
+
+def _check_models(config: Config) -> None:
+    """Refuse areas that the model of their map does not fit, and labels that a model cannot learn together."""
     for name, aoi in config.aois.items():
-        for labels in filter(None, (aoi.labels, aoi.reference)):
-            try:
-                check_classes(config, aoi.model, labels)
-            except SettingError as error:
-                raise SettingError(f"config: aois.{name}: {error}") from None
+        check_window(config, name, aoi.model)
+        for key, labels in (("labels", aoi.labels), ("reference", aoi.reference)):
+            if labels is not None:
+                try:
+                    check_classes(config, aoi.model, labels)
+                except SettingError as error:
+                    raise SettingError(f"aois.{name}.{key}.legend: {error}") from None
     for name, model in config.models.items():
         for taught in (config.aois[area].labels for area in model.train_on):
             assert taught is not None  # _known_names
             check_classes(config, name, taught)
-    return config
 
 
 def model_legend(config: Config, model: str) -> Legend:
@@ -367,6 +528,48 @@ def check_classes(config: Config, model: str, labels: Labels) -> None:
             f"legend {labels.legend} has the classes {', '.join(found)}, but model {model!r} maps {', '.join(wanted)}: "
             "give both one legend, or the area another model"
         )
+
+
+def check_window(config: Config, aoi: str, model: str) -> None:
+    """Refuse windows that reach further than the blocks around a block, whose stacks alone are read."""
+    window, block = config.models[model].prediction.window_pixels, config.aois[aoi].block_pixels
+    if window > block:
+        raise SettingError(
+            f"models.{model}.prediction.window_pixels is {window}: expected at most aois.{aoi}.block_pixels, which is "
+            f"{block}, so lessen the window or enlarge the blocks"
+        )
+
+
+def check_files(config: Config, aoi: str, made: Collection[Path] = ()) -> None:
+    """Refuse an area whose settings name a file that is not there and that is not ``made`` by a rule.
+
+    Raises
+    ------
+    SettingError
+        Names the setting and the path.
+    """
+    for key, path in _files(config, aoi):
+        if path not in made and not path.exists():
+            raise SettingError(f"{key} is {path}, which does not exist: mend the path or bring the file")
+
+
+def _files(config: Config, aoi: str) -> Iterator[tuple[str, Path]]:
+    """Every file or folder that the settings of an area name, with the key of the setting."""
+    settings, radar = config.aois[aoi], config.section("sentinel1", aoi)
+    assert isinstance(radar, Sentinel1)
+    named: dict[str, Any] = {"area": settings.area, "scenes": settings.scenes, "dem": settings.dem}
+    if settings.scenes is None:
+        named["provider.catalog"] = settings.provider.catalog
+    for key, labels in (("labels", settings.labels), ("reference", settings.reference)):
+        if labels is not None:
+            named |= {f"{key}.path": labels.path, f"{key}.legend": labels.legend}
+    if "sentinel1" in settings.sensors:
+        named |= {"sentinel1.orbits": radar.orbits, "sentinel1.geoid": radar.geoid}
+    for key, path in named.items():
+        if isinstance(path, Path):
+            section, _, name = key.rpartition(".")
+            common = section == "sentinel1" and name not in settings.sentinel1
+            yield (key if common else f"aois.{aoi}.{key}"), path
 
 
 def schema() -> str:

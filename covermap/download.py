@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import logging
 import re
+import struct
+import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import rasterio
+from rasterio.errors import RasterioError
 from shapely import from_wkt, union_all
 from shapely.geometry import box
 from shapely.geometry.base import BaseGeometry
 
 from covermap.config import Period, Provider, Sensor
-from covermap.errors import CoverageError
+from covermap.errors import CoverageError, ProductError
 from covermap.files import whole
 from covermap.labels import check_overlap, in_degrees
 from covermap.providers import PROVIDERS
@@ -85,8 +90,121 @@ def search_scenes(
 
 
 def download_scene(product: Path, item: dict[str, Any], provider: str) -> None:
-    """Fetch a scene's files as one zip at ``product``, whole or absent."""
+    """Fetch a scene's files as one zip at ``product``, whole or absent.
+
+    Raises
+    ------
+    ProductError
+        A file is missing, is cut off, or is no raster where its name says so.
+    """
     import_module(PROVIDERS[provider]).fetch(item, product)
+    try:
+        check_stored(product, item)
+    except ProductError:
+        product.unlink()  # a rerun would take it for the scene, whatever became of its source
+        raise
+
+
+RASTER_NAME = re.compile(r"\.(jp2|tiff?)$", re.IGNORECASE)
+JP2_START = b"\0\0\0\x0cjP  \r\n\x87\n"
+CODESTREAM_START = b"\xff\x4f\xff\x51"
+END_OF_CODESTREAM = b"\xff\xd9"
+UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
+
+
+def check_stored(product: Path, item: dict[str, Any]) -> None:
+    """Check sums of all files of a stored zip, and that every raster in it goes on to its end.
+
+    Nothing is decoded: a JPEG 2000 must hold its boxes and the end of its codestream (ISO/IEC 15444-1, annexes A.4.4
+    and I.4), a TIFF all its strips or tiles (TIFF 6.0, section 3).
+
+    Raises
+    ------
+    ProductError
+        Names the scene, the file and its source.
+    """
+    with zipfile.ZipFile(product) as archive:
+        for member in archive.infolist():
+            try:
+                with archive.open(member) as stream:
+                    fault = _fault(stream, member, product)
+                    _skip(stream, member.file_size)  # the sum is known at the end
+            except UNREADABLE as error:
+                fault = f"is broken ({error})"
+            if fault:
+                source = _source(archive, member.filename, item)
+                raise ProductError(f"scene {item['id']}: {source} {fault}: bring the whole file again")
+
+
+def _source(archive: zipfile.ZipFile, name: str, item: dict[str, Any]) -> str:
+    """Where a file of a stored zip comes from."""
+    if "item.json" in archive.namelist():
+        stored = json.loads(archive.read("item.json"))["assets"]
+        keys = [key for key, asset in stored.items() if asset.get("href") == name]
+        return ", ".join(str(item["assets"][key]["href"]) for key in keys)
+    return f"{name} of {', '.join(str(asset.get('href')) for asset in item['assets'].values())}"
+
+
+def _fault(stream: IO[bytes], member: zipfile.ZipInfo, product: Path) -> str:
+    start = stream.read(len(JP2_START))
+    if start == JP2_START:
+        return _jp2_fault(stream, member.file_size)
+    if start.startswith(CODESTREAM_START):  # JPEG 2000 without boxes
+        return _codestream_fault(stream, member.file_size - len(start))
+    if RASTER_NAME.search(member.filename):
+        return _tiff_fault(f"/vsizip/{{{product}}}/{member.filename}", member.file_size)
+    return ""
+
+
+def _jp2_fault(stream: IO[bytes], size: int) -> str:
+    """What is wrong with a JP2 file of ``size`` bytes, read up to the end of its codestream; empty: nothing."""
+    place = len(JP2_START)
+    while place < size:
+        header = stream.read(8)
+        place += len(header)
+        if len(header) < 8:
+            break
+        length, kind = struct.unpack(">I4s", header)
+        rest = size - place if length == 0 else length - 8
+        if length == 1:
+            extended = stream.read(8)
+            place += len(extended)
+            rest = int.from_bytes(extended, "big") - 16
+        if rest < 0 or place + rest > size:
+            return f"is cut off: it has {size} bytes and should have {place + rest}"
+        if kind == b"jp2c":
+            return _codestream_fault(stream, rest)
+        _skip(stream, rest)
+        place += rest
+    return f"is cut off: no pixels in {size} bytes"
+
+
+def _codestream_fault(stream: IO[bytes], rest: int) -> str:
+    _skip(stream, rest - len(END_OF_CODESTREAM))
+    return "" if stream.read(len(END_OF_CODESTREAM)) == END_OF_CODESTREAM else "is cut off: its pixels have no end"
+
+
+def _tiff_fault(path: str, size: int) -> str:
+    try:
+        with rasterio.open(path) as raster:
+            bands = raster.indexes if raster.profile.get("interleave") == "band" else (1,)
+            for band in bands:
+                for (row, column), _ in raster.block_windows(band):
+                    place, count = (
+                        int(raster.get_tag_item(f"BLOCK_{word}_{column}_{row}", "TIFF", bidx=band) or 0)
+                        for word in ("OFFSET", "SIZE")
+                    )
+                    if place + count > size:
+                        return f"is cut off: it has {size} bytes and should have {place + count} or more"
+    except RasterioError as error:
+        return f"is no whole raster ({error})"
+    return ""
+
+
+def _skip(stream: IO[bytes], count: int) -> None:
+    """Read on, since a seek would leave bytes out of the check sum."""
+    while count > 0 and (chunk := stream.read(min(count, 2**22))):
+        count -= len(chunk)
 
 
 def _cloud_cover(item: Item) -> float:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
@@ -38,6 +38,17 @@ def _alive(suffix: str) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def stamp(paths: Iterable[Path]) -> str:
+    """Digest of the names, sizes and times [s] of files and of all files in folders: another when one is replaced."""
+    lines = []
+    for path in paths:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                state = file.stat()
+                lines.append(f"{file.relative_to(path.parent)} {state.st_size} {int(state.st_mtime)}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,10 @@ from covermap.errors import CoverageError, SettingError
 
 if TYPE_CHECKING:
     from affine import Affine
+    from pyproj import CRS
     from shapely.geometry.base import BaseGeometry
 
+RIM_DEG = 10  # an area may lie this far outside the area of use of its CRS
 SNAP_M = 60  # the coarsest Sentinel-2 pixel: 10, 20 and 60 m pixels all end on multiples of it
 
 
@@ -128,16 +131,21 @@ def _read_polygons(path: Path) -> BaseGeometry:
             data = json.loads(path.read_text())
             features = data.get("features", [data])
             shapes = [shape(feature.get("geometry", feature)) for feature in features]
-        except (ValueError, KeyError, AttributeError, TypeError, GEOSException) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError, GEOSException) as error:
             raise SettingError(f"area {path} is not GeoJSON ({error}): give a FeatureCollection of polygons") from None
     else:
         import geopandas
 
-        frame = geopandas.read_file(path)
+        try:
+            frame = geopandas.read_file(path)
+        except (RuntimeError, OSError, ValueError):  # GDAL's own words name its drivers, not the fault
+            raise SettingError(f"area {path} is no vector file that GDAL reads: give a GeoPackage or GeoJSON") from None
+        if not isinstance(frame, geopandas.GeoDataFrame):
+            raise SettingError(f"area {path} is a table without geometry: expected at least one polygon")
         if frame.crs is None:
             raise SettingError(f"area {path} has no CRS: assign one")
         shapes = list(frame.to_crs("EPSG:4326").geometry)
-    shapes = [geometry for geometry in shapes if geometry.geom_type in {"Polygon", "MultiPolygon"}]
+    shapes = [geometry for geometry in shapes if geometry and geometry.geom_type in {"Polygon", "MultiPolygon"}]
     if not shapes:
         raise SettingError(f"area {path} has no polygon: expected at least one")
     if len(shapes) == 1 or not all(geometry.is_valid for geometry in shapes):
@@ -155,22 +163,71 @@ def project(geometry: BaseGeometry, source: str, target: str) -> BaseGeometry:
     return transform(segmentize(geometry, length / 64), transformer.transform, interleaved=False)
 
 
-def false_origin(crs: str) -> tuple[float, float]:
-    """Easting and northing of the lattice's origin: 0 east, and the equator's northing in a southern UTM zone."""
-    from pyproj import CRS
+@cache
+def projected(crs: str) -> CRS:
+    """The CRS by its code, in metres.
 
-    parsed = CRS.from_user_input(crs)
+    Raises
+    ------
+    SettingError
+        There is none of this code, or it is not projected in metres.
+    """
+    from pyproj import CRS
+    from pyproj.exceptions import CRSError
+
+    try:
+        parsed = CRS.from_user_input(crs)
+    except CRSError:
+        raise SettingError(f"crs {crs} is not known: give the code of a CRS in metres, such as EPSG:32721") from None
     if not parsed.is_projected or any(axis.unit_name != "metre" for axis in parsed.axis_info):
         raise SettingError(f"crs {crs} ({parsed.name}) is not projected in metres: choose a UTM zone or the like")
-    return 0.0, 10_000_000.0 if parsed.utm_zone and parsed.utm_zone.endswith("S") else 0.0
+    return parsed
+
+
+def false_origin(crs: str) -> tuple[float, float]:
+    """Easting and northing of the lattice's origin: 0 east, and the equator's northing in a southern UTM zone."""
+    zone = projected(crs).utm_zone
+    return 0.0, 10_000_000.0 if zone and zone.endswith("S") else 0.0
+
+
+def _in_metres(area: BaseGeometry, crs: str) -> BaseGeometry:
+    """``area`` (lon/lat) in a CRS that is made for its place; far from there metres are none.
+
+    Raises
+    ------
+    SettingError
+        The area lies more than 10 degrees outside the CRS's area of use.
+    """
+    parsed, (west, south, east, north) = projected(crs), area.bounds
+    use = parsed.area_of_use
+    if use is not None:
+        reach = use.east - use.west + (360 if use.east < use.west else 0) + 2 * RIM_DEG
+        from_west = (west - use.west + RIM_DEG) % 360
+        fits = reach >= 360 or from_west + east - west <= reach
+        if not fits or south < use.south - RIM_DEG or north > use.north + RIM_DEG:
+            raise SettingError(
+                f"crs {crs} ({parsed.name}) is made for longitudes {use.west:g} to {use.east:g} and latitudes "
+                f"{use.south:g} to {use.north:g}, but the area lies at {west:.2f} to {east:.2f} and {south:.2f} to "
+                f"{north:.2f}: choose the CRS of this place, such as {_utm((west + east) / 2, (south + north) / 2)}"
+            )
+    moved = project(area, "EPSG:4326", crs)
+    if not all(map(math.isfinite, moved.bounds)):
+        raise SettingError(f"area {area.bounds} has no place in crs {crs}: choose a CRS that covers it")
+    return moved
+
+
+def _utm(longitude: float, latitude: float) -> str:
+    """EPSG code of the UTM zone of a place; beyond 84 N and 80 S, of the polar projection."""
+    south = latitude < 0
+    if not -80 <= latitude <= 84:
+        return "EPSG:3031" if south else "EPSG:3413"
+    return f"EPSG:{327 if south else 326}{int((longitude + 180) // 6) % 60 + 1:02d}"
 
 
 def area_grid(area: BaseGeometry, crs: str, pixel_m: float = 10) -> Grid:
     """Grid that holds ``area`` (lon/lat), its corners on whole multiples of 60 m from the CRS's false origin."""
     east0, north0 = false_origin(crs)
-    bounds = project(area, "EPSG:4326", crs).bounds
-    if not all(map(math.isfinite, bounds)):
-        raise SettingError(f"area {area.bounds} has no place in {crs}: choose a CRS that covers it")
+    bounds = _in_metres(area, crs).bounds
     left, right = (
         SNAP_M * r((x - east0) / SNAP_M) + east0 for r, x in ((math.floor, bounds[0]), (math.ceil, bounds[2]))
     )
@@ -191,7 +248,7 @@ def area_blocks(area: BaseGeometry, crs: str, pixels: int, pixel_m: float = 10) 
     from shapely.geometry import box
 
     side, (east0, north0) = pixels * pixel_m, false_origin(crs)
-    polygon = project(area, "EPSG:4326", crs)
+    polygon = _in_metres(area, crs)
     prepare(polygon)
     left, bottom, right, top = polygon.bounds
     blocks = {}

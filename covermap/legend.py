@@ -48,18 +48,25 @@ def read_legend(path: Path) -> Legend:
     Raises
     ------
     SettingError
-        File or column missing, a code twice, a colour that is none, one class with two names or colours.
+        File or column missing, no text, a code twice, a colour that is none, one class with two names or colours.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except FileNotFoundError:
         raise SettingError(f"legend {path} does not exist: write a CSV with the columns {', '.join(COLUMNS)}") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SettingError(
+            f"legend {path} cannot be read as text ({error}): expected a CSV in UTF-8 with the columns "
+            f"{', '.join(COLUMNS)}"
+        ) from None
     if not rows or not set(COLUMNS) <= set(rows[0]):
         raise SettingError(f"legend {path} must have rows and the columns {', '.join(COLUMNS)}")
     classes: dict[str, LegendClass] = {}
     codes: dict[str, int] = {}
-    for row in rows:
+    for number, row in enumerate(rows, 2):
+        if None in map(row.get, COLUMNS):
+            raise SettingError(f"legend {path}: line {number} is short: expected values for {', '.join(COLUMNS)}")
         code, key = row["code"].strip(), row["class"].strip()
         if code in codes:
             raise SettingError(f"legend {path} has code {code} twice: keep one row a code")

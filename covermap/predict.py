@@ -20,7 +20,7 @@ from tqdm import tqdm
 from covermap.config import Prediction
 from covermap.errors import ModelError
 from covermap.grid import Grid, false_origin
-from covermap.inputs import DTYPE, NODATA, observed
+from covermap.inputs import DTYPE, NODATA, meaning_of, must_mean, observed
 from covermap.models.normalise import Normalised
 from covermap.raster import write_raster
 from covermap.stack import read_stack
@@ -49,12 +49,20 @@ def predict_block(
     block : grid of the block.
     blocks : grid of each stack.
     settings : windows, overlap, batch and torch threads.
+
+    Raises
+    ------
+    ModelError
+        Weights that cannot be read, a window that the network cannot take, or a stack whose inputs mean something else
+        than those that the network learned from.
     """
     device = use_device(settings.threads)
     net, classes = load_weights(weights, device)
     multiple = getattr(net.network, "multiple", 1)
     if settings.window_pixels % multiple:
         raise ModelError(f"prediction.window_pixels is {settings.window_pixels}: expected a multiple of {multiple}")
+    for path in stacks:
+        must_mean(net.meaning, meaning_of(path), path, "the network learned from")
     sources = list(zip(blocks, stacks, strict=True))
     out = np.concatenate(list(predict_rows(net, len(classes), sources, block, settings, device)), 1)  # (2, y, x)
     write_raster(prediction, out, block, nodata=CONFIDENCE_NODATA, descriptions=("class", "confidence"))

@@ -33,6 +33,7 @@ from covermap.files import whole
 from covermap.grid import Grid
 from covermap.masks import clear_mask
 from covermap.raster import read_pixels
+from covermap.scenes import TREND
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -48,7 +49,6 @@ MASKED = np.iinfo(np.uint16).max  # sorts behind every observation
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the time of all files in the zip
 NEVER_OBSERVED = (0, 1)  # SCL: no data, saturated or defective
 LAYOVER_SHADOW = "layover_shadow"  # band of a scene: 0 none, else its pixels do not show their place alone
-TREND = ("sigma0", "beta0", "gamma0")  # conventions in which backscatter falls with the incidence angle
 
 Planes = Callable[[Grid], dict[str, np.ndarray]]
 
@@ -93,19 +93,22 @@ def stack_block(
         A scene is missing, broken or lacks a band.
     """
     coordinates: dict[str, Any] = {}
+    about: dict[str, str] = {}
     makers: list[Planes] = []
     with ExitStack() as opened:
         if "sentinel1" in sensors:
             radar = _open_scenes(s1, period, opened)
             _must_be_alike(radar)
             coordinates |= {"month": period.months, "polarisation": list(polarisations)}
+            told = [scene.tags["convention"] for scene in radar if "convention" in scene.tags]
+            about = {"convention": told[0]} if told else {}
             makers.append(partial(_backscatter, radar, period.months, polarisations, composite))
             makers.append(partial(_distorted, radar))
         if "sentinel2" in sensors:
             optical = _open_scenes(s2, period, opened)
             coordinates |= {"date": [np.datetime64(period.start, "ns")], "band": list(bands)}
             makers.append(partial(_reflectance, optical, bands, masks, composite))
-        with whole(stack) as part, _new_stack(part, block, coordinates) as write:
+        with whole(stack) as part, _new_stack(part, block, coordinates, about) as write:
             for row in range(0, block.height, ROWS):
                 rows = block.window(row, 0, min(ROWS, block.height - row), block.width)
                 write(row, {name: array for make in makers for name, array in make(rows).items()})
@@ -326,7 +329,7 @@ def _reflectance(
 
 @contextmanager
 def _new_stack(
-    part: Path, block: Grid, coordinates: dict[str, Any]
+    part: Path, block: Grid, coordinates: dict[str, Any], about: dict[str, str]
 ) -> Iterator[Callable[[int, dict[str, np.ndarray]], None]]:
     """A function ``write(row, arrays)`` that puts the arrays' rows, from ``row`` on, into a new stack.
 
@@ -338,7 +341,7 @@ def _new_stack(
     store = zarr.storage.MemoryStore(files)
     _coordinates(block, coordinates).to_zarr(store, zarr_format=2, consolidated=False)
     group = zarr.open_group(store, mode="r+")
-    written = {name: group.create_array(name, **array) for name, array in _arrays(block, coordinates).items()}
+    written = {name: group.create_array(name, **array) for name, array in _arrays(block, coordinates, about).items()}
     zarr.consolidate_metadata(store)
     with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
         _move(files, archive)
@@ -382,13 +385,13 @@ def _axis(name: str) -> dict[str, str]:
     return {"standard_name": f"projection_{name}_coordinate", "units": "m", "axis": name.upper()}
 
 
-def _arrays(block: Grid, coordinates: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Arguments of zarr's ``create_array`` for each array of a stack."""
+def _arrays(block: Grid, coordinates: dict[str, Any], about: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Arguments of zarr's ``create_array`` for each array of a stack; ``about`` are attributes of ``s1``."""
     from numcodecs import Zstd
 
     kinds: dict[str, tuple[tuple[str, ...], str, int | None, dict[str, Any]]] = {}
     if "month" in coordinates:
-        named = {"long_name": "backscatter", "units": "dB", "scale_factor": STEP_DB}
+        named = {"long_name": "backscatter", "units": "dB", "scale_factor": STEP_DB, **about}
         kinds["s1"] = ("month", "polarisation"), "<i2", NO_BACKSCATTER, named
         kinds["distorted"] = (), "|u1", None, {"long_name": "layover or shadow in a Sentinel-1 scene", "units": "1"}
     if "date" in coordinates:

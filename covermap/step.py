@@ -15,7 +15,7 @@ from pydantic import ConfigDict, ValidationError, validate_call
 
 from covermap.errors import CovermapError
 
-FOR_SNAKEMAKE = {"version", "listing"}  # what reruns a job or orders it, but is no argument of every step
+FOR_SNAKEMAKE = {"version", "listing", "sources", "stamp"}  # reruns or orders jobs, but no argument
 RESOURCES = {"mem_mb", "runtime"}  # of a job that a step is told of
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 

@@ -6,9 +6,10 @@ a tile keeps its split when an area grows.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from covermap.config import Tiles
 from covermap.errors import CoverageError, ProductError
 from covermap.files import whole
 from covermap.grid import Grid, false_origin
-from covermap.inputs import NODATA, observed
+from covermap.inputs import NODATA, Meaning, meaning_of, must_mean, observed
 from covermap.legend import EXCLUDED, NO_LABEL
 from covermap.raster import read_window
 from covermap.stack import read_stack
@@ -132,19 +133,26 @@ def index_tiles(
     Raises
     ------
     CoverageError
-        A split has no tile.
+        The labels of an area have no labelled pixel, or a split has no tile.
     """
     import geopandas
     from shapely.geometry import box
 
-    tables = []
+    tables, labelled = [], dict.fromkeys(aoi for aoi, _, _ in blocks)
     for path, (aoi, name, grid) in zip(labels, blocks, strict=True):
-        table = tile_table(read_window(path, grid, fill=NO_LABEL, indexes=[1])[0], grid, tiles, seed, classes)
+        label = read_window(path, grid, fill=NO_LABEL, indexes=[1])[0]
+        labelled[aoi] = labelled[aoi] or bool(((label != NO_LABEL) & (label != EXCLUDED)).any())
+        table = tile_table(label, grid, tiles, seed, classes)
         table.insert(0, "aoi", aoi)
         table.insert(1, "block", name)
         side = tiles.pixels * grid.pixel_m
         outlines = [box(e, n - side, e + side, n) for e, n in zip(table.easting_m, table.northing_m, strict=True)]
         tables.append(geopandas.GeoDataFrame(table, geometry=outlines, crs=grid.crs).to_crs("EPSG:4326"))
+    if bare := [aoi for aoi, any_label in labelled.items() if not any_label]:
+        raise CoverageError(
+            f"the labels of area {bare[0]} have no labelled pixel in it: check that aois.{bare[0]}.labels.path covers "
+            "the area and that labels.legend has a class for the codes of the file"
+        )
     frame = pd.concat(tables, ignore_index=True)
     for split in SPLITS:
         chosen = frame[frame.split == split]
@@ -162,7 +170,8 @@ def pack_tiles(index: Path, stack: Path, labels: Path, packed: Path, aoi: str, n
     """Contiguous integers of a block's tiles, in the order of the index: s1, s2, label and weight.
 
     The file is safetensors: a header and raw arrays (tile, ..., y, x), of which training reads one tile at a time.
-    A pixel without any observation gets weight 0, and so does one in radar layover or shadow.
+    A pixel without any observation gets weight 0, and so does one in radar layover or shadow. The header says what the
+    axes of the inputs mean.
     """
     table = pd.read_parquet(index, columns=["aoi", "block", "row", "column"])
     table = table[(table.aoi == aoi) & (table.block == name)]
@@ -173,7 +182,8 @@ def pack_tiles(index: Path, stack: Path, labels: Path, packed: Path, aoi: str, n
             parts.setdefault(key, []).append(values)
     log.info("%d tiles of block %s", len(table), name)
     with whole(packed) as part:
-        save_file({key: np.stack(values) for key, values in parts.items()}, part)
+        header = {"meaning": json.dumps(meaning_of(stack))}
+        save_file({key: np.stack(values) for key, values in parts.items()}, part, header)
 
 
 def _cut(stack: Path, labels: Path, rows: slice, columns: slice) -> dict[str, np.ndarray]:
@@ -207,6 +217,15 @@ class TileStore:
         file = self._file(self.packed[tile.aoi, tile.block])
         return {key: file.get_slice(key)[tile.position] for key in file.keys()}  # noqa: SIM118 (no iterator)
 
+    def meaning(self, keys: Iterable[str]) -> Meaning:
+        """What the axes of the inputs ``keys`` mean, in all stores alike; ModelError where two stores differ."""
+        meanings = {path: _meaning_in(self._file(path), path) for path in self.packed.values()}
+        first, expected = next(iter(meanings.items()))
+        expected = {key: expected.get(key, {}) for key in keys}
+        for path, found in meanings.items():
+            must_mean(expected, found, path, f"{first} has")
+        return expected
+
     def _file(self, path: Path) -> Any:
         if path not in self._open:
             try:
@@ -219,3 +238,11 @@ class TileStore:
         """Tiles stacked on a new first axis."""
         tiles = [self[int(number)] for number in numbers]
         return {key: np.stack([tile[key] for tile in tiles]) for key in tiles[0]}
+
+
+def _meaning_in(file: Any, path: Path) -> Meaning:
+    try:
+        meaning: Meaning = json.loads(file.metadata()["meaning"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProductError(f"tile store {path} does not say what its inputs mean: remove it and run again") from error
+    return meaning

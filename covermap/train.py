@@ -7,6 +7,7 @@ the steps that an undisturbed one takes. Results are identical at one number of 
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib
 import json
 import logging
@@ -28,7 +29,7 @@ from covermap.accuracy import scores
 from covermap.config import Model, Training
 from covermap.errors import CoverageError, ModelError
 from covermap.files import unfinished, whole
-from covermap.inputs import KEYS
+from covermap.inputs import KEYS, Meaning
 from covermap.legend import EXCLUDED, NO_LABEL
 from covermap.losses import class_weights, weighted_cross_entropy
 from covermap.models import MODELS
@@ -65,7 +66,8 @@ def train(
     CoverageError
         No labelled training pixel.
     ModelError
-        An option that the network does not have, or a loss that is not finite.
+        An option that the network does not have, tiles whose inputs mean different things, or a loss that is not
+        finite.
     """
     recipe = model.training
     device = use_device(recipe.threads)
@@ -73,11 +75,12 @@ def train(
     training, validation = (TileStore(stores, index, split) for split in ("train", "validation"))
     pixels = labelled_pixels(training, len(classes))
     torch.manual_seed(model.seed)
-    net = build(model, input_shapes(training[0], model), len(classes)).to(device)
+    meaning = training.meaning(KEYS[sensor] for sensor in model.sensors)
+    net = build(model, input_shapes(training[0], model), len(classes), meaning).to(device)
     class_weight = prepare(net, training, pixels, recipe).to(device)
     optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     rows: list[dict[str, float]] = []
-    settings = {"model": model.model_dump(mode="json"), "classes": classes, "tiles": len(training)}
+    settings = {"model": model.model_dump(mode="json"), "classes": classes, "data": digest([index, *packed])}
     with unfinished(weights, **settings) as parts:
         latest, best = parts / "latest.pt", parts / "best.safetensors"
         if latest.exists():
@@ -113,6 +116,15 @@ def train(
         finish(best, rows, weights, metrics, training_log, net, model, validation, class_weight, classes, device)
 
 
+def digest(files: list[Path]) -> str:
+    """BLAKE2b digest of the content of files, in their order."""
+    total = hashlib.blake2b()
+    for path in files:
+        with open(path, "rb") as file:
+            total.update(hashlib.file_digest(file, "blake2b").digest())
+    return total.hexdigest()
+
+
 def use_device(threads: int) -> torch.device:
     """The GPU where there is one, else the CPU with a fixed number of threads and deterministic kernels."""
     torch.set_num_threads(threads)
@@ -128,14 +140,14 @@ def reduced_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=bool(capable))
 
 
-def build(model: Model, shapes: dict[str, tuple[int, int]], classes: int) -> Normalised:
+def build(model: Model, shapes: dict[str, tuple[int, int]], classes: int, meaning: Meaning) -> Normalised:
     """The network of a model entry, not yet trained."""
     module, name = MODELS[model.network].split(":")
     try:
         network: nn.Module = getattr(importlib.import_module(module), name)(shapes, classes, **model.options)
     except TypeError as error:
         raise ModelError(f"network {model.network} cannot be built with options {model.options}: {error}") from error
-    return Normalised(network, shapes, classes)
+    return Normalised(network, shapes, classes, meaning)
 
 
 def input_shapes(tile: dict[str, np.ndarray], model: Model) -> dict[str, tuple[int, int]]:
@@ -251,25 +263,31 @@ def best_epoch(rows: list[dict[str, float]]) -> int:
 
 
 def save_weights(path: Path, net: Normalised, model: Model, classes: list[str]) -> None:
-    """Weights with all that prediction needs: settings, input shapes and classes travel in the header."""
+    """Weights with all that prediction needs: settings, shapes and meaning of the inputs, and classes, as header.
+
+    The header has one entry, since safetensors writes several in any order, and equal weights shall be equal bytes.
+    """
     header = {
-        "model": model.model_dump_json(),
-        "shapes": json.dumps(net.shapes),
-        "classes": json.dumps(classes),
+        "model": model.model_dump(mode="json"),
+        "shapes": net.shapes,
+        "meaning": net.meaning,
+        "classes": classes,
     }
+    state = {name: values.contiguous() for name, values in net.state_dict().items()}
     with whole(path) as part:
-        save_file({name: values.contiguous() for name, values in net.state_dict().items()}, part, header)
+        save_file(state, part, {"covermap": json.dumps(header)})
 
 
 def load_weights(path: Path, device: torch.device) -> tuple[Normalised, list[str]]:
     """A trained network and the keys of its classes."""
     try:
         with safe_open(path, "pt") as file:
-            header, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        model, shapes, classes = (json.loads(header[key]) for key in ("model", "shapes", "classes"))
+            header = json.loads(file.metadata()["covermap"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+        model, shapes, meaning, classes = (header[key] for key in ("model", "shapes", "meaning", "classes"))
     except Exception as error:
         raise ModelError(f"weights {path} cannot be read ({error}): expected a file that rule train wrote") from error
-    net = build(Model(**model), {key: tuple(shape) for key, shape in shapes.items()}, len(classes))
+    net = build(Model(**model), {key: tuple(shape) for key, shape in shapes.items()}, len(classes), meaning)
     net.load_state_dict(state)
     return net.to(device).eval(), classes
 

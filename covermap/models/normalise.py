@@ -8,20 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from covermap.inputs import NODATA
+from covermap.inputs import NODATA, Meaning
 
 
 class Normalised(nn.Module):
     """A network behind the normalisation of its inputs, with the class priors that it was trained under.
 
     ``mean`` and ``std`` (T, C) of each input come from the training split and are stored with the weights;
-    ``log_weights`` (K,) are the logarithms of the loss's class weights.
+    ``log_weights`` (K,) are the logarithms of the loss's class weights; ``meaning`` is that of the inputs' axes.
     """
 
-    def __init__(self, network: nn.Module, shapes: dict[str, tuple[int, int]], classes: int) -> None:
+    def __init__(self, network: nn.Module, shapes: dict[str, tuple[int, int]], classes: int, meaning: Meaning) -> None:
         super().__init__()
         self.network = network
         self.shapes = dict(shapes)
+        self.meaning = meaning
         for key, shape in shapes.items():
             self.register_buffer(f"{key}_mean", torch.zeros(shape))
             self.register_buffer(f"{key}_std", torch.ones(shape))

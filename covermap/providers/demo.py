@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 CATALOG = Path("resources/demo/catalog.json")
 
 fetch = stac.fetch
+sources = stac.sources
 
 
 def search(area: BaseGeometry, period: Period, sensors: Sequence[str], catalog: Path | None = None) -> list[Item]:

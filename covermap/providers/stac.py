@@ -161,6 +161,12 @@ def _is_raster(key: str, asset: dict[str, Any]) -> bool:
     return suffix in RASTER_SUFFIXES or (suffix != ".vrt" and str(asset.get("type")).startswith(RASTER_TYPES))
 
 
+def sources(item: Item) -> list[Path]:
+    """Files and folders on disk that ``fetch`` reads; none where the item is remote."""
+    hrefs = [asset["href"] for asset in _wanted_assets(item).values()]
+    return [_local(href, Path(), f"item {item['id']}") for href in hrefs if not _is_remote(href)]
+
+
 def fetch(item: Item, product: Path) -> None:
     """The item's files as one zip at ``product``, whole or absent; stored, and of the same bytes for the same files.
 

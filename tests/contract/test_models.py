@@ -1,20 +1,28 @@
 """What every network of the registry must do."""
 
+import importlib
+import inspect
+
 import pytest
 import torch
 
 from covermap.config import Model
 from covermap.inputs import NODATA
 from covermap.models import MODELS
+from covermap.models.options import OPTIONS
 from covermap.train import build, load_weights, save_weights
 
 SHAPES = {"s1": (3, 2), "s2": (2, 4)}
+MEANING = {
+    "s1": {"month": ["01", "02", "03"], "polarisation": ["VV", "VH"]},
+    "s2": {"band": ["B02", "B03", "B04", "B08"]},
+}
 
 
 @pytest.fixture(params=MODELS)
 def net(request):
     torch.manual_seed(0)
-    return build(Model(network=request.param, train_on=["here"]), SHAPES, 5).eval()
+    return build(Model(network=request.param, train_on=["here"]), SHAPES, 5, MEANING).eval()
 
 
 def inputs(side=64, seed=0):
@@ -59,4 +67,25 @@ def test_it_is_saved_and_loaded_whole(net, tmp_path):
     save_weights(tmp_path / "weights.safetensors", net, model, list("abcde"))
     again, classes = load_weights(tmp_path / "weights.safetensors", torch.device("cpu"))
     assert classes == list("abcde")
+    assert (again.shapes, again.meaning) == (SHAPES, MEANING)
+    first = (tmp_path / "weights.safetensors").read_bytes()
+    save_weights(tmp_path / "weights.safetensors", again, model, classes)
+    assert (tmp_path / "weights.safetensors").read_bytes() == first
     torch.testing.assert_close(again(inputs()), net(inputs()))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_its_options_are_the_keywords_of_the_network(name):
+    module, network = MODELS[name].split(":")
+    keywords = inspect.signature(getattr(importlib.import_module(module), network)).parameters
+    options = {key: field.default for key, field in OPTIONS[name].model_fields.items()}
+    assert options == {key: keywords[key].default for key in keywords if key not in ("shapes", "classes")}
+
+
+def test_every_network_has_options():
+    assert set(OPTIONS) == set(MODELS)
+
+
+def test_its_options_know_what_a_side_must_be_a_multiple_of(net):
+    name = type(net.network).__name__.lower()
+    assert OPTIONS[name]().multiple == getattr(net.network, "multiple", 1)

@@ -64,6 +64,7 @@ def test_a_provider_searches_and_fetches(name):
     module = importlib.import_module(PROVIDERS[name])
     assert list(inspect.signature(module.search).parameters) == ["area", "period", "sensors", "catalog"]
     assert list(inspect.signature(module.fetch).parameters) == ["item", "product"]
+    assert list(inspect.signature(module.sources).parameters) == ["item"]
 
 
 def test_the_conda_environment_installs_what_pyproject_names():
@@ -99,7 +100,7 @@ def test_requirements_pin_what_pyproject_names():
 def test_light_modules_stay_light():
     heavy = {"torch", "rasterio", "xarray", "zarr", "geopandas", "sklearn", "scipy", "numba"}
     light = ("__init__", "config", "grid", "legend", "scenes", "errors", "orbits")
-    for name in (*light, "models/__init__", "providers/__init__"):
+    for name in (*light, "models/__init__", "models/options", "providers/__init__"):
         for node in ast.parse(Path(f"covermap/{name}.py").read_text()).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

@@ -102,7 +102,8 @@ def write_bands(folder: Path, scene: np.ndarray, crs: str, bounds: tuple[float, 
     for number, band in enumerate(BANDS_L1C):
         with rasterio.open(folder / f"{band}.tif", "w", **profile) as raster:
             raster.write(scene[..., number], 1)
-    return {band: {"href": f"{folder.name}/{band}.tif", "type": "image/tiff"} for band in BANDS_L1C}
+    fields = {"type": "image/tiff", "raster:bands": [{"scale": 0.0001, "offset": 0}]}
+    return {band: {"href": f"{folder.name}/{band}.tif", **fields} for band in BANDS_L1C}
 
 
 PLACES = {"paranagua": "282D_485L_3_3", "temuco": "433D_629L_3_1"}
@@ -134,11 +135,11 @@ def terramesh(folder: Path, data: Path) -> dict[str, Any]:
             "crs": crs,
             "period": {"start": f"{times['LULC'][:8]}01", "end": f"{times['LULC'][:8]}30"},
             "labels": labels,
-            "model": "tiny",
+            "model": f"tiny_{place}",  # one each: their months differ
             "block_pixels": 512,
             "sentinel2": {"scl": "optional"},
         }
     provider = {"name": "stac", "catalog": write_catalog(folder, items)}
     areas = {place: {**area, "provider": provider} for place, area in areas.items()}
-    models = {"tiny": {**SMALL, "train_on": list(PLACES)}}
+    models = {f"tiny_{place}": {**SMALL, "train_on": [place]} for place in PLACES}
     return {"targets": list(PLACES), "aois": areas, "models": models}

@@ -51,9 +51,9 @@ def write_scenes(folder, grid, classes):
     return paths, [optical]
 
 
-def stack_of(s1, s2, path, block):
+def stack_of(s1, s2, path, block, period=PERIOD, bands=BANDS, polarisations=("VV", "VH")):
     sensors = ("sentinel1", "sentinel2")
-    stack_block(s1, s2, path, block, PERIOD, sensors, BANDS, ("VV", "VH"), Masks(dilate_m=0), Composite())
+    stack_block(s1, s2, path, block, period, sensors, bands, polarisations, Masks(dilate_m=0), Composite())
     return path
 
 

@@ -1,12 +1,13 @@
 """Settings: what is accepted, and that a wrong one is named with the value and what was expected."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from covermap.config import Period, load, schema
+from covermap.config import Period, check_files, check_window, load, schema
 from covermap.errors import SettingError
 
 
@@ -38,7 +39,50 @@ def test_the_shipped_configuration_is_valid(settings):
         ("aois/demo/model", "resnet", ["aois.demo.model", "'resnet'", "'unet_demo'"]),
         ("aois/demo/crs", "UTM21", ["aois.demo.crs", "UTM21"]),
         ("aois/demo/period", {"start": "2022-05-01", "end": "2021-05-01"}, ["2022-05-01", "2021-05-01", "empty"]),
-        ("aois/demo/provider", {"name": "stac"}, ["catalog", "stac needs one"]),
+        ("aois/demo/provider", {"name": "stac"}, ["aois.demo.provider.catalog is not set", "stac needs"]),
+        (
+            "aois/demo/provider",
+            {"name": "demo", "catalog": "a.json"},
+            ["aois.demo.provider.catalog", "a.json", "remove"],
+        ),
+        (
+            "aois/demo/provider",
+            {"name": "stac", "catalog": "https://e.org/c.json"},
+            [".catalog", "files on disk", "//e"],
+        ),
+        ("aois/Demo2", {}, ["aois.Demo2: expected a name of small letters", "begins with a letter"]),
+        ("aois/acre", {}, ["aois.acre.area is missing"]),
+        (
+            "aois/demo/area",
+            [-54, -13, -53],
+            ["aois.demo.area: expected a polygon file, or four numbers", "[-54, -13, -53]"],
+        ),
+        ("aois/demo/area", None, ["aois.demo.area: expected a polygon file", "got nothing"]),
+        ("aois/demo/area", [-54, -13, -53, "x"], ["aois.demo.area: expected a polygon file", "'x'"]),
+        ("aois/demo/block_pixels", 0, ["aois.demo.block_pixels: expected at least 64 (got 0)"]),
+        ("aois/demo/masks", {"classes": [3, 12]}, ["aois.demo.masks.classes", "at most 11", "12"]),
+        ("sentinel1", None, ["sentinel1: expected keys with values"]),
+        ("sentinel1/geoid", 101, ["sentinel1.geoid: expected egm96, egm2008", "-120 to 100 m", "101"]),
+        ("sentinel1/geoid", True, ["sentinel1.geoid: expected egm96"]),
+        ("sentinel1/orbit_state", "both", ["sentinel1.orbit_state: expected 'ascending' or 'descending'", "'both'"]),
+        ("sentinel1/relative_orbits", [176], ["sentinel1.relative_orbits", "at most 175", "176"]),
+        ("sentinel1/polarisations", ["VV", "VV"], ["sentinel1.polarisations: VV stands there twice"]),
+        ("sentinel2/bands", ["B02", "B03", "B02"], ["sentinel2.bands: B02 stands there twice"]),
+        ("targets", ["demo", "demo"], ["targets: demo stands there twice"]),
+        ("models/unet_demo/train_on", ["demo", "demo"], ["models.unet_demo.train_on: demo stands there twice"]),
+        ("models/unet_demo/sensors", ["sentinel2", "sentinel2"], ["models.unet_demo.sensors: sentinel2 stands"]),
+        ("models/unet_demo/options", {"widht": 8}, ["models.unet_demo.options.widht: no such setting", "width, depth"]),
+        ("models/unet_demo/options", {"width": "16"}, ["models.unet_demo.options.width", "integer", "'16'"]),
+        ("models/unet_demo/options", {"width": True}, ["models.unet_demo.options.width", "integer", "True"]),
+        (
+            "models/unet_demo/options",
+            {"width": 12},
+            ["models.unet_demo.options.width: expected a multiple of 8 (got 12)"],
+        ),
+        ("models/unet_demo/options", {"depth": 7}, ["models.unet_demo.options.depth: expected at most 6 (got 7)"]),
+        ("models/unet_demo/options", {"depth": 0}, ["models.unet_demo.options.depth: expected at least 1 (got 0)"]),
+        ("models/unet_demo/tiles", {"validation": 0.4, "test": 0.4}, ["models.unet_demo.tiles.test is 0.4", "0.8"]),
+        ("models/unet_demo/prediction/window_pixels", 544, ["models.unet_demo.prediction.window_pixels is 544", "512"]),
         ("aois/demo/sentinel1", {"looks": -1}, ["aois.demo.sentinel1", "looks", "-1"]),
         ("aois/demo/masks", {"dilate": 3}, ["aois.demo.masks", "dilate", "no such setting"]),
         ("aois/demo/labels/legend", "resources/legends/none.csv", ["aois.demo", "none.csv", "does not exist"]),
@@ -61,6 +105,90 @@ def test_a_wrong_setting_is_named(settings, path, value, words):
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(("place", "key"), [("tiles", "pixels"), ("prediction", "window_pixels")])
+def test_a_side_must_suit_the_depth_of_the_network(settings, place, key):
+    deep = edited(settings, "models/unet_demo/options", {"depth": 6})
+    for part, name in (("tiles", "pixels"), ("prediction", "window_pixels")):
+        deep = edited(deep, f"models/unet_demo/{part}/{name}", 128)
+    assert load(deep)
+    with pytest.raises(SettingError, match=rf"models.unet_demo.{place}.{key} is 96: expected a multiple of 64"):
+        load(edited(deep, f"models/unet_demo/{place}/{key}", 96))
+
+
+def two_areas(settings, **changes):
+    """The shipped configuration with a second area that the same model maps."""
+    both = copy.deepcopy(settings)
+    both["aois"]["other"] = {**both["aois"]["demo"], **changes}
+    return both
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sentinel2": {"bands": ["B03", "B02"]}}, ["sentinel2.bands", "B03, B02"]),
+        ({"sentinel1": {"polarisations": ["VH", "VV"]}}, ["sentinel1.polarisations", "VH, VV"]),
+        ({"sentinel1": {"convention": "gamma0"}}, ["sentinel1.convention", "sigma0 and gamma0"]),
+        ({"period": {"start": "2021-09-01", "end": "2022-08-31"}}, ["calendar months", "09, 10, 11, 12, 01"]),
+        ({"period": {"start": "2021-08-01", "end": "2022-06-30"}}, ["calendar months", "05, 06: make"]),
+    ],
+)
+def test_areas_of_one_model_must_agree(settings, changes, words):
+    with pytest.raises(SettingError) as caught:
+        load(two_areas(settings, **changes))
+    for word in ("models.unet_demo", "aois.demo", "aois.other", *words):
+        assert word in str(caught.value)
+
+
+def test_areas_of_one_model_may_differ_in_year_speckle_and_what_it_does_not_see(settings):
+    later = {"start": "2022-08-01", "end": "2023-07-31"}
+    assert load(two_areas(settings, period=later, sentinel1={"speckle_filter": "none", "units": "dB"}))
+    optical = edited(settings, "models/unet_demo/sensors", ["sentinel2"])
+    assert load(two_areas(optical, sentinel1={"convention": "gamma0"}))
+
+
+def test_a_window_of_another_model_than_the_default_is_checked_when_asked_for(settings):
+    wide = edited(
+        settings, "models/wide", {"network": "unet", "train_on": ["demo"], "prediction": {"window_pixels": 1024}}
+    )
+    config = load(edited(wide, "models/wide/tiles", {"cell_pixels": 512}))
+    with pytest.raises(
+        SettingError, match=r"models\.wide\.prediction\.window_pixels is 1024: .* aois\.demo\.block_pixels"
+    ):
+        check_window(config, "demo", "wide")
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("aois/demo/area", "aois.demo.area"),
+        ("aois/demo/dem", "aois.demo.dem"),
+        ("aois/demo/scenes", "aois.demo.scenes"),
+        ("aois/demo/labels/path", "aois.demo.labels.path"),
+        ("aois/demo/reference/path", "aois.demo.reference.path"),
+        ("aois/demo/sentinel1/orbits", "aois.demo.sentinel1.orbits"),
+        ("sentinel1/orbits", "sentinel1.orbits"),
+        ("sentinel1/geoid", "sentinel1.geoid"),
+    ],
+)
+def test_a_missing_file_is_named_with_its_setting(settings, path, key):
+    made = {Path("resources/demo/dem.tif"), Path("resources/demo/mapbiomas_2021.tif"), Path("resources/demo/truth.tif")}
+    check_files(load(settings), "demo", made)
+    with pytest.raises(SettingError, match=rf"^{re.escape(key)} is none/here, which does not exist"):
+        check_files(load(edited(settings, path, "none/here")), "demo", made)
+
+
+def test_a_missing_catalogue_is_named(settings):
+    stac = edited(settings, "aois/demo/provider", {"name": "stac", "catalog": "none.json"})
+    with pytest.raises(SettingError, match=r"^aois\.demo\.provider\.catalog is none\.json"):
+        check_files(load(stac), "demo", {Path("resources/demo/dem.tif")})
+
+
+def test_the_example_of_the_readme_is_valid():
+    example = yaml.safe_load(re.search(r"```yaml\n(.*?)```", Path("README.md").read_text(), re.DOTALL).group(1))
+    config = load({**example, "targets": list(example["aois"])})
+    assert config.section("sentinel1", "acre").geoid == "egm2008"  # without it a DEM above the sea is an error
 
 
 def test_overrides_of_an_area_reach_its_section(settings):

@@ -1,14 +1,19 @@
 import json
 import logging
+import os
+import struct
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from rasterio.io import MemoryFile
 from shapely.geometry import box, mapping
 
 from covermap.config import Period, Provider
 from covermap.download import download_scene, newest_baseline, search_scenes
 from covermap.errors import CoverageError, ProductError, SettingError
+from covermap.files import stamp
 from covermap.providers import demo, stac
 from covermap.scenes import read_listing
 
@@ -31,6 +36,28 @@ def scene(name, time="2021-08-10T10:00:00Z", west=10.0, cloud=None, sensor=2, **
     }
 
 
+def raster_bytes(driver, **options) -> bytes:
+    """A small raster file of noise."""
+    noise = np.random.default_rng(0).integers(0, 9999, (2, 64, 64), np.uint16)
+    with MemoryFile() as file:
+        with file.open(driver=driver, count=2, height=64, width=64, dtype="uint16", **options) as raster:
+            raster.write(noise)
+        return file.read()
+
+
+JP2 = raster_bytes("JP2OpenJPEG", CODEC="JP2", QUALITY=100, REVERSIBLE="YES", YCBCR420="NO")
+CODESTREAM = JP2[JP2.index(b"jp2c") + 4 :]
+LONG_BOX = JP2.index(b"jp2c") - 4
+RASTERS = {
+    "strips.tif": raster_bytes("GTiff"),
+    "tiles of bands.TIFF": raster_bytes("GTiff", tiled=True, blockxsize=16, blockysize=16, interleave="band"),
+    "boxes.jp2": JP2,
+    "last box to the end.jp2": JP2[:LONG_BOX] + bytes(4) + JP2[LONG_BOX + 4 :],
+    "long box.jp2": JP2[:LONG_BOX] + struct.pack(">I4sQ", 1, b"jp2c", len(CODESTREAM) + 16) + CODESTREAM,
+    "codestream.tif": CODESTREAM,
+}
+
+
 @pytest.fixture
 def root(tmp_path, monkeypatch) -> Path:
     """Working directory, as Snakemake's jobs have it."""
@@ -47,7 +74,7 @@ def write_catalog(folder: Path, *items) -> Path:
                 safe = folder / asset["href"]
                 (safe / "measurement").mkdir(parents=True, exist_ok=True)
                 (safe / "manifest.safe").write_text(item["id"])
-                (safe / "measurement" / "a.tiff").write_bytes(b"12345")
+                (safe / "measurement" / "a.tiff").write_bytes(RASTERS["strips.tif"])
     path = folder / "items.json"
     path.write_text(json.dumps({"type": "FeatureCollection", "features": list(items)}))
     return path
@@ -262,7 +289,7 @@ def test_safe_becomes_a_stored_zip_of_the_same_bytes(root):
     assert Path("one.zip").read_bytes() == Path("two.zip").read_bytes()
     with zipfile.ZipFile("one.zip") as archive:
         assert archive.namelist() == ["a.SAFE/manifest.safe", "a.SAFE/measurement/a.tiff"]
-        assert archive.read("a.SAFE/measurement/a.tiff") == b"12345"
+        assert archive.read("a.SAFE/measurement/a.tiff") == RASTERS["strips.tif"]
         assert {member.compress_type for member in archive.infolist()} == {zipfile.ZIP_STORED}
 
 
@@ -338,3 +365,76 @@ def test_safe_without_manifest(root):
 def test_product_that_went_away(root):
     with pytest.raises(ProductError, match=r"item a: its asset 'product' .* does not exist"):
         stac.fetch(scene("a"), Path("b.zip"))
+
+
+def with_asset(name, content):
+    Path(name).write_bytes(content)
+    return {**scene("a"), "assets": {"blue": {"href": name}}}
+
+
+@pytest.mark.parametrize("name", RASTERS)
+def test_a_raster_that_is_cut_off_is_never_stored(root, name):
+    whole = RASTERS[name]
+    download_scene(Path("b.zip"), with_asset(name, whole), "stac")
+    Path("b.zip").unlink()
+    for size in (0, 4, 30, len(whole) // 3, len(whole) - 2000, len(whole) - 1):
+        with pytest.raises(ProductError, match=f"scene a: {name} .*bring the whole file again") as error:
+            download_scene(Path("b.zip"), with_asset(name, whole[:size]), "stac")
+        assert "\n" not in str(error.value)
+        assert os.listdir() == [name]
+
+
+@pytest.mark.parametrize("name", ["boxes.jp2", "codestream.tif"])
+def test_a_file_of_the_right_size_that_was_never_filled(root, name):
+    content = RASTERS[name][:-500] + bytes(500)
+    with pytest.raises(ProductError, match="is cut off: its pixels have no end"):
+        download_scene(Path("b.zip"), with_asset(name, content), "stac")
+
+
+def test_a_raster_of_text(root):
+    with pytest.raises(ProductError, match=r"scene a: b\.jp2 is no whole raster"):
+        download_scene(Path("b.zip"), with_asset("b.jp2", b"<html>502 Bad Gateway</html>"), "stac")
+
+
+def test_a_cut_file_in_a_safe_is_named_with_its_product(root):
+    (item,) = search(write_catalog(root, scene("a")))
+    image = root / "products/a.SAFE/measurement/a.tiff"
+    image.write_bytes(image.read_bytes()[:-9])
+    with pytest.raises(ProductError, match=r"scene a: a\.SAFE/measurement/a\.tiff of products/a\.SAFE is cut off"):
+        download_scene(Path("b.zip"), item, "stac")
+    assert not Path("b.zip").exists()
+
+
+def test_a_wrong_byte_in_a_zip_is_found_by_its_sum(root):
+    item = zipped(root / "a.zip", "a.SAFE/manifest.safe")
+    with zipfile.ZipFile("a.zip", "w") as archive:
+        archive.writestr("a.SAFE/manifest.safe", "content")
+    Path("a.zip").write_bytes(Path("a.zip").read_bytes().replace(b"content", b"c0ntent", 1))
+    with pytest.raises(ProductError, match=r"manifest\.safe of .*a\.zip is broken \(Bad CRC-32"):
+        download_scene(Path("b.zip"), item, "stac")
+    assert not Path("b.zip").exists()
+
+
+def test_sources_are_what_is_copied_from_this_disk(root):
+    assert stac.sources(scene("a")) == [Path("products/a.SAFE")]
+    item = {**scene("a"), "assets": {"blue": {"href": "B02.tif"}, "red": {"href": "https://example.org/B04.tif"}}}
+    assert stac.sources(item) == [Path("B02.tif")]
+    assert demo.sources is stac.sources
+
+
+def test_the_stamp_of_sources_changes_with_them(root):
+    write_catalog(root, scene("a"))
+    safe, image = Path("products/a.SAFE"), Path("products/a.SAFE/measurement/a.tiff")
+    stamps = [stamp([safe])]
+    state = image.stat()
+    image.write_bytes(b"longer or shorter")
+    os.utime(image, ns=(state.st_atime_ns, state.st_mtime_ns))  # as unzipping and rsync do
+    stamps.append(stamp([safe]))
+    os.utime(image, (0, 5))
+    stamps.append(stamp([safe]))
+    (safe / "more").touch()
+    stamps.append(stamp([safe]))
+    assert len(set(stamps)) == 4
+    safe.rename("b.SAFE").rename(safe)
+    assert stamp([safe]) == stamps[-1]
+    assert stamp([Path("gone")]) == stamp([])

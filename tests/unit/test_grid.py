@@ -57,6 +57,41 @@ def test_false_origin():
         false_origin("EPSG:4326")
 
 
+def test_an_unknown_crs_is_explained():
+    with pytest.raises(SettingError, match=r"crs EPSG:99999 is not known: .* EPSG:32721"):
+        area_grid(box(0, 0, 1, 1), "EPSG:99999")
+
+
+@pytest.mark.parametrize(
+    ("area", "crs", "fits"),
+    [
+        (box(-54.4, -13.5, -54.3, -13.4), "EPSG:32633", "-54.40 to -54.30 and -13.50 to -13.40.* EPSG:32721$"),
+        (box(15, 46, 15.1, 46.1), "EPSG:32733", "EPSG:32633$"),
+        (box(-170, 60, -169, 61), "EPSG:32633", "EPSG:32602$"),
+        (box(179, -17, 179.9, -16), "EPSG:3035", "EPSG:32760$"),
+        (box(0, 86, 1, 87), "EPSG:32721", "EPSG:3413$"),
+    ],
+)
+def test_a_crs_of_another_place_is_refused_with_one_that_fits(area, crs, fits):
+    for make in (area_grid, lambda area, crs: area_blocks(area, crs, 512)):
+        with pytest.raises(SettingError, match=f"^crs {crs} .*{fits}"):
+            make(area, crs)
+
+
+@pytest.mark.parametrize(
+    ("area", "crs"),
+    [
+        (box(-51.5, -5, -51.4, -4.9), "EPSG:32621"),  # the next zone, south of the equator
+        (box(-179.9, -17, -179.8, -16.9), "EPSG:32760"),  # across the date line
+        (box(179.8, 65, 179.9, 65.1), "EPSG:32601"),
+        (box(100, 80, 101, 80.1), "EPSG:3413"),
+        (box(10, 50, 10.1, 50.1), "EPSG:3035"),
+    ],
+)
+def test_a_crs_of_the_neighbourhood_is_taken(area, crs):
+    assert area_grid(area, crs).width < 5000
+
+
 @pytest.mark.parametrize(
     ("geometry", "words"),
     [
@@ -72,6 +107,25 @@ def test_a_bad_area_is_explained(tmp_path, geometry, words):
     with pytest.raises(SettingError, match=words) as caught:
         read_area(path)
     assert "area.geojson" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["area.gpkg", "area.shp", "area.geojson", "area.json"])
+def test_a_text_or_a_folder_is_no_area(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("west south")
+    with pytest.raises(SettingError, match=rf"{name} is (no vector file|not GeoJSON)"):
+        read_area(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(SettingError, match=rf"{name} is (no vector file|not GeoJSON)"):
+        read_area(path)
+
+
+def test_a_table_is_no_area(tmp_path):
+    path = tmp_path / "area.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(SettingError, match=r"area\.csv is a table without geometry"):
+        read_area(path)
 
 
 def test_a_missing_or_empty_area_is_explained(tmp_path):

@@ -40,8 +40,18 @@ def test_the_shipped_legends_are_valid():
         ("3,forest,Forest,#00ff00\n4,forest,Wood,#00ff00\n", "two names"),
         ("0,,none,\n", "0 classes"),
         ("", "must have rows"),
+        ("3,forest\n", "line 2 is short"),
     ],
 )
 def test_a_bad_legend_is_explained(tmp_path, text, words):
     with pytest.raises(SettingError, match=words):
         read_legend(written(tmp_path, text))
+
+
+def test_a_folder_or_a_picture_is_no_legend(tmp_path):
+    with pytest.raises(SettingError, match="cannot be read as text"):
+        read_legend(tmp_path)
+    path = tmp_path / "legend.csv"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00")
+    with pytest.raises(SettingError, match=r"legend\.csv cannot be read as text"):
+        read_legend(path)

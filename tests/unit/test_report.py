@@ -181,7 +181,9 @@ def test_what_others_wrote_is_escaped(text):
 
 def test_figures_are_told_with_their_intervals_and_their_name(text):
     words = Page(text).words
-    assert "Agreement with the label on held-out blocks: 12,345 pixels in 7 cells" in words
+    assert (
+        "Agreement with the label on held-out cells: 12,345 pixels in 7 cells where the network saw no labels" in words
+    )
     assert "not an accuracy of the map" in words
     assert "81.2 %" in words and "76.2 to 86.2 %" in words
     assert "Accuracy against the reference map" in words
@@ -190,6 +192,22 @@ def test_figures_are_told_with_their_intervals_and_their_name(text):
     assert "never evidence of accuracy" in words
     assert "1,500 75.0 %" in words and "Not on this map: Town" in words
     assert "Half of the ground was seen clear by Sentinel-2 at least 1 time; 0.0 % of it never." in words
+
+
+def test_the_random_forest_stands_beside_the_map_in_every_class(text):
+    tables = re.findall(r'<table aria-labelledby="by-(label|reference)">(.*?)</table>', text, re.S)
+    for name, table in tables:
+        titles = [re.sub(r"<[^>]*>", "", cell) for cell in re.findall(r"<th scope=\"col\">.*?</th>", table)]
+        row = re.findall(r"<td[^>]*>([^<]*)</td>", table)[: len(titles) - 1]
+        forest = row[titles.index("Random forest’s F1") - 1]
+        assert (row[titles.index("F1") - 1], forest) == {"label": ("81.2", "70.0"), "reference": ("90.0", "80.0")}[name]
+    assert len(tables) == 2
+
+
+def test_the_colours_of_confidence_are_shown_with_its_layer_only(text):
+    ramp = re.search(r'<div id="ramp" hidden>\s*<div class="ramp"', text)
+    layer = re.search(r'<img id="layer-confidence"[^>]* hidden>', text)
+    assert ramp and layer
 
 
 def test_confusion_shows_shares_of_rows_and_only_classes_that_occur(text):

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from shapely.geometry import box, mapping
 
-from covermap.errors import ProductError
-from covermap.scenes import footprint, meets, moment, read_listing, sensor_of
+from covermap.config import Sentinel1
+from covermap.errors import CoverageError, ProductError, SettingError
+from covermap.scenes import footprint, meets, moment, one_view, read_listing, sensor_of
 
 
 def item(name="S2A_MSIL2A_20210801T135111_N0301_R024_T21LZC_20210801T160000", outline=None, **properties):
@@ -116,3 +117,67 @@ def test_broken_listing(tmp_path, content, words):
 def test_missing_listing(tmp_path):
     with pytest.raises(ProductError, match=r"none\.json cannot be read"):
         read_listing(tmp_path / "none.json")
+
+
+def radar(name, state="descending", track=24, href="a.SAFE"):
+    told = {"sat:orbit_state": state, "sat:relative_orbit": track, "platform": "sentinel-1a"}
+    return {**item(name, **{key: value for key, value in told.items() if value}), "assets": {"product": {"href": href}}}
+
+
+MIXED = [radar("a", "ascending", 150), radar("b"), item("S2A_c"), radar("d"), radar("e", track=126)]
+DEM = Path("dem.tif")
+
+
+def names(items, dem=DEM, **settings):
+    return [scene["id"] for scene in one_view(items, Sentinel1(**settings), dem, "acre")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "left"),
+    [
+        ({"orbit_state": "ascending"}, ["a", "S2A_c"]),
+        ({"orbit_state": "descending", "relative_orbits": [24]}, ["b", "S2A_c", "d"]),
+        ({"relative_orbits": [126]}, ["S2A_c", "e"]),
+        ({"orbit_state": "descending", "normalise_deg": 38}, ["b", "S2A_c", "d", "e"]),
+        ({"orbit_state": "descending", "convention": "gamma0_terrain"}, ["b", "S2A_c", "d", "e"]),
+    ],
+)
+def test_settings_choose_radar_scenes_and_leave_the_others(settings, left):
+    assert names(MIXED, **settings) == left
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, r"aois\.acre: .* ascending \(1 scene\) and descending \(3 scenes\), .* set sentinel1\.orbit_state"),
+        ({"normalise_deg": 38}, r"ascending \(1 scene\) and descending \(3 scenes\)"),
+        (
+            {"orbit_state": "descending"},
+            r"aois\.acre: .* 126 \(1 scene\) and 24 \(2 scenes\), .* by sentinel1\.relative_orbits, or .*_deg$",
+        ),
+        ({"orbit_state": "descending", "convention": "beta0"}, r"beta0 differs .* by sentinel1\.relative_orbits$"),
+    ],
+)
+def test_views_of_two_kinds_are_refused_before_anything_is_fetched(settings, words):
+    with pytest.raises(SettingError, match=words):
+        names(MIXED, **settings)
+
+
+def test_a_choice_that_leaves_no_radar_scene_says_what_there_is():
+    with pytest.raises(CoverageError, match=r"state any .* \[7\]: there are ascending \(1 scene\) and .* tracks 126 "):
+        names(MIXED, relative_orbits=[7])
+    assert names([item("S2A_c")], relative_orbits=[7]) == ["S2A_c"]
+
+
+def test_maps_of_backscatter_need_neither_one_track_nor_a_dem():
+    ready = [radar("a", track=24, href="a.tif"), radar("b", track=126, href="b.tif")]
+    assert names(ready, dem=None) == ["a", "b"]
+    assert names([radar("a", None, None, "a.tif"), radar("b", None, None, "b.tif")], dem=None) == ["a", "b"]
+
+
+@pytest.mark.parametrize("href", ["a.SAFE", "a.SAFE/", "a.zip"])
+def test_products_need_a_dem(href):
+    with pytest.raises(
+        SettingError, match=r"aois\.acre\.dem is not set, but 1 of .* GRD products, such as b: give a DEM"
+    ):
+        names([radar("b", href=href)], dem=None)

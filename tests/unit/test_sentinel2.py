@@ -13,7 +13,8 @@ from rasterio.warp import transform as transform_points
 from covermap.config import Sentinel2
 from covermap.errors import CoverageError, ProductError
 from covermap.grid import Grid
-from covermap.sentinel2 import band_of, clip_s2, read_metadata, reflectance_steps
+from covermap.sentinel2 import clip_s2, reflectance_steps
+from covermap.sentinel2.product import band_of, read_metadata
 
 NAME = "S2A_MSIL2A_20220510T140101_N0400_R067_T21LXF_20220510T201010.SAFE"
 GRANULE = "GRANULE/L2A_T21LXF_A035930_20220510T140057"
@@ -136,6 +137,7 @@ def test_tags_say_where_it_comes_from(tmp_path, safe):
     assert tags["scene"] == ITEM["id"]
     assert tags["datetime"] == "2022-05-10T14:01:01.024Z"
     assert (tags["processing_baseline"], tags["offset"], tags["quantification"]) == ("04.00", "-1000", "10000")
+    assert tags["offset_from"] == "MTD_MSIL2A.xml"
 
 
 def test_a_plain_folder_is_a_product_too(tmp_path, safe):
@@ -208,7 +210,7 @@ def test_another_zone_is_warped_once(tmp_path, safe):
 
 def test_a_scene_elsewhere_is_refused(tmp_path, safe):
     product = zipped(tmp_path / "product.zip", safe)
-    with pytest.raises(CoverageError, match=f"{NAME} lies outside"):
+    with pytest.raises(CoverageError, match=f"{NAME} .* lies outside"):
         clip(product, AREA.window(5000, 0, 10, 10))
 
 
@@ -242,6 +244,9 @@ BROKEN = {
 }  # fmt: skip
 
 
+NOT_THE_FILE_S_FAULT = {"missing classification", "path upwards"}
+
+
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_broken_product_is_named_and_leaves_nothing(tmp_path, safe, fault):
     damage, message = BROKEN[fault]
@@ -249,6 +254,8 @@ def test_a_broken_product_is_named_and_leaves_nothing(tmp_path, safe, fault):
     with pytest.raises(ProductError, match=message) as error:
         clip(product)
     assert NAME in str(error.value)
+    assert str(product) in str(error.value)
+    assert ("remove the stored file" in str(error.value)) == (fault not in NOT_THE_FILE_S_FAULT)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == [product]
 
@@ -284,17 +291,18 @@ def test_a_few_foreign_classes_are_defective(tmp_path, safe):
     scl = pixels_of("SCL").astype(np.uint8)
     scl[9, 6] = 12
     rasters = {**RASTERS, "scl.tif": scl}
-    assets = {key: {"href": href} for key, href in (("B02", "b2.tif"), ("SCL", "scl.tif"))}
+    assets = {"B02": {"href": "b2.tif", **declared(0.0001, -0.1)}, "SCL": {"href": "scl.tif"}}
     got = clip(assets_zip(tmp_path, rasters, assets), settings=Sentinel2(bands=("B02",)))
     expected = expected_steps("SCL")
     expected[6:8, 6:8] = 1
     assert (got["SCL"] == expected).all()
 
 
-def assets_zip(folder: Path, rasters: dict[str, np.ndarray], assets: dict, properties: dict | None = None) -> Path:
+def assets_zip(folder: Path, rasters: dict[str, np.ndarray], assets: dict, properties: dict | None = None,
+               name: str = ITEM["id"]) -> Path:  # fmt: skip
     """An assets zip of GeoTIFFs by file name; the item is that of all tests with these assets."""
     files: dict[str, bytes | str] = {"item.json": json.dumps({
-        "type": "Feature", "id": ITEM["id"], "properties": {**ITEM["properties"], **(properties or {})},
+        "type": "Feature", "id": name, "properties": {**ITEM["properties"], **(properties or {})},
         "assets": assets})}  # fmt: skip
     for name, array in rasters.items():
         write_image(folder / "rasters" / name, array, "GTiff")
@@ -306,6 +314,7 @@ def declared(scale: float, offset: float) -> dict:
     return {"raster:bands": [{"scale": scale, "offset": offset, "nodata": 0}]}
 
 
+OTHER = "scene_of_no_known_name"
 BLUE_NIR = Sentinel2(bands=("B02", "B08"))
 RASTERS = {"b2.tif": pixels_of("B02"), "b8.tif": pixels_of("B08"), "scl.tif": pixels_of("SCL").astype(np.uint8)}
 
@@ -313,23 +322,60 @@ RASTERS = {"b2.tif": pixels_of("B02"), "b8.tif": pixels_of("B08"), "scl.tif": pi
 @pytest.mark.parametrize("keys", [("B02", "B08", "SCL"), ("blue", "nir", "scl"), ("b02", "b08", "scl"),
                                   ("B02_10m", "B08_10m", "SCL_20m")])  # fmt: skip
 @pytest.mark.parametrize(
-    ("fields", "properties", "offset"),
+    ("fields", "properties", "offset", "source"),
     [
-        (declared(0.0001, -0.1), {}, -1000),
-        (declared(0.0001, -0.1), {"earthsearch:boa_offset_applied": False}, -1000),
-        (declared(0.0001, -0.1), {"earthsearch:boa_offset_applied": True}, 0),
-        ({"bands": [{"raster:scale": 0.0001, "raster:offset": -0.1}]}, {}, -1000),
-        ({}, {"s2:processing_baseline": "03.01"}, 0),
+        (declared(0.0001, -0.1), {}, -1000, "declared in the item"),
+        (declared(0.0001, -0.1), {"s2:processing_baseline": "05.09"}, -1000, "declared in the item"),
+        (declared(0.0001, -0.1), {"earthsearch:boa_offset_applied": False}, -1000, "declared in the item"),
+        (declared(0.0001, -0.1), {"earthsearch:boa_offset_applied": True}, 0, "earthsearch:boa_offset_applied"),
+        ({}, {"earthsearch:boa_offset_applied": True, "s2:processing_baseline": "05.09"}, 0,
+         "earthsearch:boa_offset_applied"),
+        ({"bands": [{"raster:scale": 0.0001, "raster:offset": -0.1}]}, {}, -1000, "declared in the item"),
+        ({"raster:bands": [{"scale": 0.0001}]}, {}, 0, "declared in the item"),
+        ({}, {"s2:processing_baseline": "03.01"}, 0, "baseline 03.01"),
+        ({}, {"processing:version": "3.01"}, 0, "baseline 03.01"),
+        ({}, {"datetime": "2022-01-24T10:00:00Z"}, 0, "assumed: no baseline told, taken before 2022-01-25"),
     ],
-)
-def test_assets_declare_their_numbers(tmp_path, keys, fields, properties, offset):
+)  # fmt: skip
+def test_assets_declare_their_numbers(tmp_path, keys, fields, properties, offset, source):
     hrefs = ("b2.tif", "b8.tif", "scl.tif")
     assets = {key: {"href": f"./{href}", **fields} for key, href in zip(keys, hrefs, strict=True)}
-    got = clip(assets_zip(tmp_path, RASTERS, assets, properties), settings=BLUE_NIR)
+    got = clip(assets_zip(tmp_path, RASTERS, assets, properties, OTHER), settings=BLUE_NIR)
     for band, pixels in got.items():
         assert (pixels == expected_steps(band, offset=offset)).all(), band
     with rasterio.open(tmp_path / "clipped.tif") as raster:
-        assert raster.tags()["offset"] == str(offset)
+        assert (raster.tags()["offset"], raster.tags()["offset_from"]) == (str(offset), source)
+
+
+@pytest.mark.parametrize(
+    ("fields", "properties", "name", "told"),
+    [
+        ({}, {"s2:processing_baseline": "05.09"}, OTHER, "baseline 05.09"),
+        ({}, {"processing:version": "04.00"}, OTHER, "baseline 04.00"),
+        ({}, {"processing:version": 5.1}, OTHER, "baseline 05.10"),
+        ({}, {}, ITEM["id"], "baseline 04.00"),
+        ({}, {"s2:product_uri": NAME}, OTHER, "baseline 04.00"),
+        ({}, {"earthsearch:boa_offset_applied": False, "s2:processing_baseline": "05.09"}, OTHER, "baseline 05.09"),
+        ({"raster:bands": [{"scale": 0.0001}]}, {"s2:processing_baseline": "05.09"}, OTHER, "baseline 05.09"),
+        ({}, {"datetime": "2022-01-25T00:00:00Z"}, OTHER, "baseline untold"),
+    ],
+)
+def test_an_offset_that_nobody_tells_is_never_guessed(tmp_path, fields, properties, name, told):
+    assets = {"B02": {"href": "b2.tif", **declared(0.0001, -0.1)}, "B08": {"href": "b8.tif", **fields}}
+    product = assets_zip(tmp_path, RASTERS, {**assets, "SCL": {"href": "scl.tif"}}, properties, name)
+    with pytest.raises(
+        ProductError, match=rf"product {name} .*, band B08: {told} .* expected scale and offset"
+    ) as error:
+        clip(product, settings=BLUE_NIR)
+    assert "earthsearch:boa_offset_applied" in str(error.value)
+    clip(product, settings=Sentinel2(bands=("B02",)))  # nobody needs the other
+
+
+@pytest.mark.parametrize("number", [{"scale": 0, "offset": 0}, {"scale": "x"}, {"scale": 1, "offset": "nan"}])
+def test_numbers_that_are_none_are_named(tmp_path, number):
+    assets = {"B02": {"href": "b2.tif", "raster:bands": [number]}, "SCL": {"href": "scl.tif"}}
+    with pytest.raises(ProductError, match=r"band B02: scale .* expected a scale above 0"):
+        clip(assets_zip(tmp_path, RASTERS, assets), settings=Sentinel2(bands=("B02",)))
 
 
 @pytest.mark.parametrize("word", ["bands", "eo:bands"])
@@ -359,8 +405,9 @@ def test_float_assets_with_a_scale_of_one(tmp_path):
 def test_floats_without_a_scale_that_cannot_be_digital_numbers_are_refused(tmp_path):
     small = np.full((240, 240), 0.3, np.float32)
     assets = {"B02": {"href": "b2.tif"}, "SCL": {"href": "scl.tif"}}
-    with pytest.raises(ProductError, match=r"band B02: floats up to 0.3 and no declared scale"):
-        clip(assets_zip(tmp_path, {**RASTERS, "b2.tif": small}, assets), settings=Sentinel2(bands=("B02",)))
+    old = {"s2:processing_baseline": "03.01"}
+    with pytest.raises(ProductError, match=r"band B02: floats up to 0.3, where digital numbers"):
+        clip(assets_zip(tmp_path, {**RASTERS, "b2.tif": small}, assets, old), settings=Sentinel2(bands=("B02",)))
 
 
 def test_an_item_that_is_none_is_named(tmp_path):
@@ -369,7 +416,7 @@ def test_an_item_that_is_none_is_named(tmp_path):
 
 
 def test_an_asset_outside_the_zip_is_a_missing_band(tmp_path):
-    assets = {"B02": {"href": "b2.tif"}, "B08": {"href": "../b8.tif"}, "SCL": {"href": "scl.tif"}}
+    assets = {"B02": {"href": "b2.tif", **declared(1, 0)}, "B08": {"href": "../b8.tif"}, "SCL": {"href": "scl.tif"}}
     with pytest.raises(ProductError, match="no band B08"):
         clip(assets_zip(tmp_path, RASTERS, assets), settings=BLUE_NIR)
 

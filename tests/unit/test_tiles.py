@@ -5,11 +5,13 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from covermap.config import Tiles
-from covermap.errors import CoverageError
+from covermap.errors import CoverageError, ProductError
 from covermap.grid import Grid
-from covermap.raster import read_window
+from covermap.legend import EXCLUDED
+from covermap.raster import read_window, write_raster
 from covermap.stack import read_stack
 from covermap.tiles import BUFFER, SPLITS, TileStore, cell_names, index_tiles, pack_tiles, split_of, tile_table
 
@@ -79,12 +81,39 @@ def test_packed_tiles_equal_the_pixels_of_their_sources(area, tmp_path):
             assert [row[f"class_{i}"] for i in (1, 2, 3)] == counts.tolist()
 
 
+def test_a_store_that_does_not_say_what_its_inputs_mean_is_refused(area, tmp_path):
+    index = tmp_path / "index.parquet"
+    blocks = [("here", name, block) for name, block in area.blocks.items()]
+    index_tiles(list(area.labels.values()), index, blocks, SMALL, 1, 3)
+    save_file({"s1": np.zeros(1, np.int16)}, tmp_path / "bare.safetensors")
+    store = TileStore({("here", blocks[0][1]): tmp_path / "bare.safetensors"}, index, "train")
+    with pytest.raises(ProductError, match=r"bare\.safetensors does not say"):
+        store.meaning(["s1"])
+
+
 def test_tiles_with_few_labels_are_left_out(area):
     block = area.blocks["x300y-3001"]
     label = np.zeros(block.shape, np.uint8)
     label[:, :16] = 1
     assert tile_table(label, block, SMALL.model_copy(update={"min_labelled": 0.6}), 1, 1).empty
     assert (tile_table(label, block, SMALL, 1, 1)["labelled"] == 0.5).all()
+
+
+def test_labels_without_any_labelled_pixel_are_explained(area, tmp_path):
+    blocks = [("here", name, block) for name, block in area.blocks.items()]
+    labels = list(area.labels.values())
+    bare = tmp_path / "bare.tif"
+    block = area.blocks["x300y-3001"]
+    layers = np.stack([np.full(block.shape, EXCLUDED), np.full(block.shape, 100)]).astype(np.uint8)
+    write_raster(bare, layers, block, nodata=0, descriptions=("class", "weight"))
+    index = tmp_path / "index.parquet"
+    with pytest.raises(
+        CoverageError, match=r"labels of area there have no labelled pixel .* aois\.there\.labels\.path"
+    ):
+        index_tiles([*labels, bare], index, [*blocks, ("there", "x300y-3001", block)], SMALL, 1, 3)
+    assert not index.exists()
+    index_tiles([bare, labels[1]], index, blocks, SMALL, 1, 3)  # a block without labels is no fault of its area
+    assert set(pd.read_parquet(index).block) == {"x301y-3001"}
 
 
 def test_a_split_without_tiles_is_explained(area, tmp_path):

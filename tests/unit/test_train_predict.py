@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from safetensors.numpy import load_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from shapely.geometry import box
 
 import covermap.predict
 import covermap.train
+from covermap.baseline import map_baseline
 from covermap.config import Model, Period, Prediction, Tiles
 from covermap.errors import CoverageError, ModelError
 from covermap.grid import project
@@ -21,7 +23,7 @@ from covermap.raster import read_window
 from covermap.tiles import index_tiles, pack_tiles
 from covermap.train import schedule, symmetry, train
 
-from .conftest import stack_of
+from .conftest import BANDS, stack_of
 
 TILES = Tiles(pixels=32, stride_pixels=32, cell_pixels=64, buffer_pixels=0, validation=0.25, test=0.25)
 CLASSES = ["water", "forest", "field"]
@@ -99,6 +101,40 @@ def test_a_killed_training_resumes_to_the_same_weights(tiles, trained, tmp_path,
     assert sorted(path.name for path in weights.parent.iterdir()) == ["log.csv", "metrics.json", "weights.safetensors"]
 
 
+def test_a_killed_training_does_not_resume_on_other_data(tiles, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def dying(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(covermap.train, "finish", dying)
+        with pytest.raises(Killed):
+            run(tiles, tmp_path / "again", settings(epochs=1))
+    other = [tmp_path / path.name for path in tiles[1]]
+    for source, path in zip(tiles[1], other, strict=True):
+        arrays = load_file(source)
+        arrays["s2"][0, 0, 0, 0, 0] += 1  # one pixel: all counts stay
+        with safe_open(source, "numpy") as file:
+            save_file(arrays, path, file.metadata())
+    epochs = []
+    original = covermap.train.run_epoch
+    monkeypatch.setattr(covermap.train, "run_epoch", lambda *given: epochs.append(1) or original(*given))
+    run((tiles[0], other, tiles[2]), tmp_path / "again", settings(epochs=1))
+    assert len(epochs) == 1
+
+
+def test_areas_whose_inputs_mean_different_things_are_refused(area, tiles, tmp_path):
+    name = next(iter(area.blocks))
+    other = tmp_path / "other.safetensors"
+    stack = stack_of(area.s1, area.s2, tmp_path / "s.zarr.zip", area.blocks[name], bands=BANDS[::-1])
+    pack_tiles(tiles[0], stack, area.labels[name], other, "here", name, TILES)
+    with pytest.raises(ModelError, match=rf"has band B04, B08 of s2, {other} has B08, B04"):
+        run((tiles[0], [other, tiles[1][1]], tiles[2]), tmp_path / "mixed", settings())
+    assert not (tmp_path / "mixed" / "weights.safetensors").exists()
+
+
 def test_a_loss_that_explodes_is_explained(tiles, tmp_path, monkeypatch):
     def explode(parameters, _):
         for parameter in parameters:
@@ -165,6 +201,34 @@ def test_a_stack_with_other_inputs_is_explained(area, trained, tmp_path, monkeyp
     with pytest.raises(ModelError, match="steps and bands"):
         predict_block(trained[0], [other], tmp_path / "p.tif", block, [block], Prediction(window_pixels=32))
     assert not (tmp_path / "p.tif").exists()
+
+
+SPRING = Period(start="2023-03-01", end="2023-04-30")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"bands": BANDS[::-1]}, "band B08, B04 of s2, the network learned from B04, B08"),
+        ({"polarisations": ("VH", "VV")}, "polarisation VH, VV of s1, the network learned from VV, VH"),
+        ({"period": SPRING}, "month 03, 04 of s1, the network learned from 01, 02"),
+    ],
+)
+def test_inputs_that_mean_something_else_are_refused(area, trained, tmp_path, changes, told):
+    block = next(iter(area.blocks.values()))
+    other = stack_of(area.s1, area.s2, tmp_path / "other.zarr.zip", block, **changes)
+    with pytest.raises(ModelError, match=told):
+        predict_block(trained[0], [other], tmp_path / "p.tif", block, [block], Prediction(window_pixels=32))
+    assert not (tmp_path / "p.tif").exists()
+
+
+def test_the_random_forest_refuses_inputs_that_mean_something_else(area, tiles, tmp_path):
+    block = next(iter(area.blocks.values()))
+    other = stack_of(area.s1, area.s2, tmp_path / "other.zarr.zip", block, bands=BANDS[::-1])
+    sensors = ("sentinel1", "sentinel2")
+    with pytest.raises(ModelError, match="the random forest learned from B04, B08"):
+        map_baseline(*tiles[:2], [other], tmp_path / "b.tif", tiles[2], block, [block], sensors, TILES, 1)
+    assert not (tmp_path / "b.tif").exists()
 
 
 def test_the_map_is_one_band_with_colours_and_ends_at_the_area(area, trained, tmp_path):

@@ -84,6 +84,7 @@ def test_agreement_and_accuracy_are_written(small_world):
 
 def test_the_report_stands_alone(small_world):
     page = (small_world / "results/reports/demo.html").read_text()
+    assert "<h1>Demo</h1>" in page
     assert "Forest formation" in page and "never evidence of accuracy" in page
     assert not re.search(r"""(?:src|href)=["']https?:""", page)
 

@@ -1,3 +1,7 @@
+from covermap.files import stamp
+from covermap.providers import sources_of
+
+
 localrules:
     search_scenes,
     download_scene,
@@ -49,6 +53,7 @@ checkpoint search_scenes:
 rule download_scene:
     input:
         listing=ancient("results/scenes/{aoi}.json"),
+        sources=lambda wildcards: plainly(sources_of)(scene_item(wildcards), CFG.aois[wildcards.aoi].provider.name),
     output:
         product=temp("resources/scenes/{aoi}/{scene}.zip"),
     log:
@@ -59,6 +64,8 @@ rule download_scene:
     params:
         item=scene_item,
         provider=lambda wildcards: CFG.aois[wildcards.aoi].provider.name,
+        # newer than the zip is not enough: unzipping and copying may keep old times
+        stamp=lambda wildcards: stamp(sources_of(scene_item(wildcards), CFG.aois[wildcards.aoi].provider.name)),
         version=1,
     script:
         "../scripts/download_scene.py"

@@ -3,28 +3,40 @@ import sys
 from functools import cache, wraps
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
-
 sys.path.insert(0, str(Path(workflow.basedir)))
 os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [sys.path[0], os.getenv("PYTHONPATH")])))  # for the jobs
 
-from covermap.config import check_classes, load, model_legend
-from covermap.errors import CovermapError
+from covermap.config import check_classes, check_files, check_window, load, model_legend
+from covermap.errors import CovermapError, CoverageError
 from covermap.grid import area_blocks, area_grid, project, read_area
 from covermap.legend import read_legend
 from covermap.orbits import choose_orbit
-from covermap.scenes import meets, read_listing, sensor_of
+from covermap.scenes import meets, one_view, read_listing, sensor_of
 
 
 def plainly(function):
-    """Show what a user can mend as one sentence, without a traceback."""
+    """Show what a user can mend as one sentence and end; an exception would bring a traceback of the rules."""
 
     @wraps(function)
     def wrapped(*args):
         try:
             return function(*args)
         except CovermapError as error:
-            raise WorkflowError(str(error))
+            print(f"covermap: {error}", file=sys.stderr)
+            sys.exit(1)
+
+    return wrapped
+
+
+def of_area(function):
+    """Name the area in what a user can mend."""
+
+    @wraps(function)
+    def wrapped(aoi):
+        try:
+            return function(aoi)
+        except CovermapError as error:
+            raise type(error)(f"aois.{aoi}: {error}")
 
     return wrapped
 
@@ -44,18 +56,22 @@ wildcard_constraints:
 
 @cache
 @plainly
+@of_area
 def area_of(aoi):
+    plainly(check_files)(CFG, aoi, set(map(Path, rules.simulate_demo.output)))
     return read_area(CFG.aois[aoi].area)
 
 
 @cache
 @plainly
+@of_area
 def grid_of(aoi):
     return area_grid(area_of(aoi), CFG.aois[aoi].crs)
 
 
 @cache
 @plainly
+@of_area
 def blocks_of(aoi):
     return area_blocks(area_of(aoi), CFG.aois[aoi].crs, CFG.aois[aoi].block_pixels)
 
@@ -85,8 +101,14 @@ def aoi_setting(name):
 
 
 def aoi_section(name):
-    """A section of settings, with the overrides of the job's area."""
-    return lambda wildcards: plain(CFG.section(name, wildcards.aoi))
+    """A section of settings, with the overrides of the job's area, less those that choose scenes and change none."""
+    choosing = {"orbit_state", "relative_orbits"}
+
+    def get(wildcards):
+        settings = plain(CFG.section(name, wildcards.aoi))
+        return {key: value for key, value in settings.items() if key not in choosing}
+
+    return get
 
 
 def aoi_area(wildcards):
@@ -101,15 +123,12 @@ def aoi_blocks(wildcards):
     return [plain(grid) for grid in blocks_of(wildcards.aoi).values()]
 
 
+@plainly
 def block_grid(wildcards):
     blocks = blocks_of(wildcards.aoi)
     if wildcards.block not in blocks:
-        raise WorkflowError(f"area {wildcards.aoi} has no block {wildcards.block}: it has {', '.join(blocks)}")
+        raise CoverageError(f"area {wildcards.aoi} has no block {wildcards.block}: it has {', '.join(blocks)}")
     return plain(blocks[wildcards.block])
-
-
-def model_settings(wildcards):
-    return plain(CFG.models[wildcards.model])
 
 
 @plainly
@@ -137,8 +156,22 @@ def listed(wildcards):
     return plainly(read_listing)(Path(checkpoints.search_scenes.get(aoi=wildcards.aoi).output.listing))
 
 
+@plainly
 def scene_item(wildcards):
-    return listed(wildcards)[wildcards.scene]
+    items = listed(wildcards)
+    if wildcards.scene not in items:
+        raise CoverageError(
+            f"area {wildcards.aoi} has no scene {wildcards.scene}: see results/scenes/{wildcards.aoi}.json"
+        )
+    return items[wildcards.scene]
+
+
+@plainly
+def chosen(wildcards):
+    """Scenes of the area that its stacks are made of."""
+    aoi = CFG.aois[wildcards.aoi]
+    settings = CFG.section("sentinel1", wildcards.aoi)
+    return one_view(listed(wildcards).values(), settings, aoi.dem, wildcards.aoi)
 
 
 def orbit_of(wildcards):
@@ -161,9 +194,8 @@ def scenes_of_block(sensor, folder):
         if sensor not in CFG.aois[wildcards.aoi].sensors:
             return []
         outline = block_outline(wildcards.aoi, wildcards.block)
-        items = listed(wildcards)
-        chosen = [name for name, item in items.items() if sensor_of(item) == sensor and meets(item, outline)]
-        return expand("results/{folder}/{aoi}/{scene}.tif", folder=folder, aoi=wildcards.aoi, scene=chosen)
+        scenes = [item["id"] for item in chosen(wildcards) if sensor_of(item) == sensor and meets(item, outline)]
+        return expand("results/{folder}/{aoi}/{scene}.tif", folder=folder, aoi=wildcards.aoi, scene=scenes)
 
     return find
 
@@ -174,6 +206,7 @@ def blocks_in(pattern):
 
 
 def stacks_near(wildcards):
+    plainly(check_window)(CFG, wildcards.aoi, wildcards.model)
     near = neighbours_of(wildcards.aoi, wildcards.block)
     return expand("results/stacks/{aoi}/{block}.zarr.zip", aoi=wildcards.aoi, block=near)
 

@@ -64,11 +64,11 @@ rule report:
         "../../envs/covermap.yaml"
     params:
         legend=lambda wildcards: legend_of(default_model(wildcards)),
-        title="{aoi}",
+        title=lambda wildcards: (wildcards.aoi[:1].upper() + wildcards.aoi[1:]).replace("_", " "),
         period=aoi_setting("period"),
         model=default_model,
         attribution=attribution_of,
         notes=notes_of,
-        version=1,
+        version=2,
     script:
         "../scripts/report.py"

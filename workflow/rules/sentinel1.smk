@@ -10,16 +10,16 @@ rule process_s1:
         "results/logs/process_s1/{aoi}/{scene}.log",
     benchmark:
         "results/benchmarks/process_s1/{aoi}/{scene}.tsv"
+    conda:
+        "../../envs/covermap.yaml"
     threads: 2
     resources:
         mem_mb=8000,
         runtime=120,
-    conda:
-        "../../envs/covermap.yaml"
     params:
         item=scene_item,
         grid=aoi_grid,
         settings=aoi_section("sentinel1"),
-        version=1,
+        version=2,
     script:
         "../scripts/process_s1.py"

@@ -14,6 +14,6 @@ rule clip_s2:
         item=scene_item,
         grid=aoi_grid,
         settings=aoi_section("sentinel2"),
-        version=1,
+        version=2,
     script:
         "../scripts/clip_s2.py"

@@ -18,6 +18,6 @@ rule stack_block:
         polarisations=lambda wildcards: CFG.section("sentinel1", wildcards.aoi).polarisations,
         masks=aoi_section("masks"),
         composite=aoi_section("composite"),
-        version=1,
+        version=2,
     script:
         "../scripts/stack_block.py"

@@ -34,6 +34,6 @@ rule pack_tiles:
         aoi="{aoi}",
         name="{block}",
         tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
-        version=1,
+        version=2,
     script:
         "../scripts/pack_tiles.py"
