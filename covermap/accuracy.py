@@ -16,12 +16,12 @@ import numpy as np
 import rasterio
 from rasterio.errors import RasterioError
 
-from covermap.config import Tiles
 from covermap.errors import CoverageError, ProductError
 from covermap.files import whole
 from covermap.grid import Grid
 from covermap.legend import EXCLUDED, Legend
 from covermap.raster import grid_of, read_window
+from covermap.settings import Tiles
 from covermap.tiles import TEST, cell_names, split_of
 
 STRIP_PIXELS = 1024

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 
-from covermap.config import Tiles
 from covermap.grid import Grid
 from covermap.inputs import KEYS, meaning_of, must_mean, observed
 from covermap.legend import EXCLUDED, NO_LABEL
 from covermap.raster import write_raster
+from covermap.settings import Tiles
 from covermap.stack import read_stack
 from covermap.tiles import TEST, TileStore, split_of
 

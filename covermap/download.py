@@ -22,12 +22,12 @@ from shapely import from_wkt, union_all
 from shapely.geometry import box
 from shapely.geometry.base import BaseGeometry
 
-from covermap.config import Period, Provider, Sensor
 from covermap.errors import CoverageError, ProductError
 from covermap.files import whole
 from covermap.labels import check_overlap, in_degrees
 from covermap.providers import PROVIDERS
 from covermap.scenes import Item, footprint, meets, moment, read_listing, sensor_of
+from covermap.settings import Period, Provider, Sensor
 
 log = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ from rasterio.windows import Window
 from shapely import from_wkt
 
 from covermap import __version__
-from covermap.config import Period
 from covermap.errors import CoverageError
 from covermap.files import scratch, whole
 from covermap.grid import Grid, project
 from covermap.legend import NO_LABEL, Legend
 from covermap.predict import CONFIDENCE_NODATA
 from covermap.raster import read_window
+from covermap.settings import Period
 from covermap.styles import colour_table, write_qml
 
 log = logging.getLogger(__name__)

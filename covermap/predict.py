@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from covermap.config import Prediction
 from covermap.errors import ModelError
 from covermap.grid import Grid, false_origin
 from covermap.inputs import DTYPE, NODATA, meaning_of, must_mean, observed
 from covermap.models.normalise import Normalised
 from covermap.raster import write_raster
+from covermap.settings import Prediction
 from covermap.stack import read_stack
 from covermap.train import load_weights, on_device, reduced_precision, use_device
 

@@ -23,13 +23,13 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from covermap import __version__
 from covermap.accuracy import AREAS_BASIS, class_areas
-from covermap.config import Period
 from covermap.errors import ProductError
 from covermap.files import whole
 from covermap.grid import Grid
 from covermap.legend import Legend
 from covermap.raster import grid_of
 from covermap.scenes import moment, read_listing, sensor_of
+from covermap.settings import Period
 from covermap.stack import open_stack
 from covermap.styles import TRANSPARENT, colour_table, render_reflectance
 

@@ -16,7 +16,7 @@ from covermap.errors import CoverageError, ProductError, SettingError
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
-    from covermap.config import Sentinel1
+    from covermap.settings import Sentinel1
 Item = dict[str, Any]
 
 SCENE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -27,13 +27,13 @@ import rasterio
 from rasterio.errors import RasterioError
 
 from covermap import __version__
-from covermap.config import Composite, Masks, Period
 from covermap.errors import ProductError, SettingError
 from covermap.files import whole
 from covermap.grid import Grid
 from covermap.masks import clear_mask
 from covermap.raster import read_pixels
 from covermap.scenes import TREND
+from covermap.settings import Composite, Masks, Period
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -18,13 +18,13 @@ import pandas as pd
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from covermap.config import Tiles
 from covermap.errors import CoverageError, ProductError
 from covermap.files import whole
 from covermap.grid import Grid, false_origin
 from covermap.inputs import NODATA, Meaning, meaning_of, must_mean, observed
 from covermap.legend import EXCLUDED, NO_LABEL
 from covermap.raster import read_window
+from covermap.settings import Tiles
 from covermap.stack import read_stack
 
 log = logging.getLogger(__name__)

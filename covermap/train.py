@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from covermap.accuracy import scores
-from covermap.config import Model, Training
 from covermap.errors import CoverageError, ModelError
 from covermap.files import unfinished, whole
 from covermap.inputs import KEYS, Meaning
@@ -34,6 +33,7 @@ from covermap.legend import EXCLUDED, NO_LABEL
 from covermap.losses import class_weights, weighted_cross_entropy
 from covermap.models import MODELS
 from covermap.models.normalise import Normalised, channel_statistics
+from covermap.settings import Model, Training
 from covermap.tiles import TileStore
 
 log = logging.getLogger(__name__)

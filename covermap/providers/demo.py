@@ -12,7 +12,7 @@ from covermap.scenes import Item
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
-    from covermap.config import Period
+    from covermap.settings import Period
 
 CATALOG = Path("resources/demo/catalog.json")
 

@@ -24,7 +24,7 @@ from covermap.scenes import Item, check_item, meets, moment, sensor_of
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
-    from covermap.config import Period
+    from covermap.settings import Period
 
 log = logging.getLogger(__name__)
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from rasterio.windows import Window
 
-from covermap.config import Sentinel1
 from covermap.grid import Grid
 from covermap.raster import new_raster
 from covermap.sentinel1 import radiometry, safe, snap
 from covermap.sentinel1.assets import ready_assets
 from covermap.sentinel1.native import native_chain
 from covermap.sentinel1.strips import Geocoded
+from covermap.settings import Sentinel1
 
 
 def process_s1(

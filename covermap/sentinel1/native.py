@@ -11,7 +11,6 @@ import numpy as np
 from pyproj import Transformer
 from rasterio.windows import Window
 
-from covermap.config import Sentinel1
 from covermap.errors import CoverageError, ProductError, SettingError
 from covermap.grid import Grid
 from covermap.sentinel1 import distortion, flattening, geocoding, radiometry, safe, speckle
@@ -20,6 +19,7 @@ from covermap.sentinel1.nodes import node_step, nodes, part_around
 from covermap.sentinel1.orbit import read_orbit_file
 from covermap.sentinel1.strips import Geocoded, in_order, strips_of
 from covermap.sentinel1.terrain import Terrain, read_dem
+from covermap.settings import Sentinel1
 
 LINES = 128  # of the radar image in work at once: they stay in the processor's cache
 ROWS = 512  # of the result that are written at once: whole tiles of the file

@@ -28,7 +28,6 @@ from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
 from shapely import to_wkt
 
-from covermap.config import Sentinel1
 from covermap.errors import CoverageError, CovermapError, SettingError
 from covermap.grid import Grid, project
 from covermap.sentinel1 import gpt, native, safe
@@ -36,6 +35,7 @@ from covermap.sentinel1.nodes import horizontal, positions_in
 from covermap.sentinel1.orbit import read_orbit_file
 from covermap.sentinel1.strips import Geocoded, strips_of
 from covermap.sentinel1.terrain import Terrain, read_dem
+from covermap.settings import Sentinel1
 
 log = logging.getLogger(__name__)
 

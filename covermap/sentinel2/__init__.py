@@ -27,11 +27,11 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
-from covermap.config import Sentinel2
 from covermap.errors import CoverageError, ProductError
 from covermap.grid import Grid
 from covermap.raster import new_raster
 from covermap.sentinel2.product import AGAIN, DECLARED, OFFSETS_SINCE, SCL, STEPS, Band, Product, open_product
+from covermap.settings import Sentinel2
 
 log = logging.getLogger(__name__)
 

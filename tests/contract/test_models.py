@@ -6,10 +6,10 @@ import inspect
 import pytest
 import torch
 
-from covermap.config import Model
 from covermap.inputs import NODATA
 from covermap.models import MODELS
 from covermap.models.options import OPTIONS
+from covermap.settings import Model
 from covermap.train import build, load_weights, save_weights
 
 SHAPES = {"s1": (3, 2), "s2": (2, 4)}

@@ -9,10 +9,10 @@ import pytest
 import rasterio
 from rasterio.warp import transform as transform_points
 
-from covermap.config import Composite, Masks, Period, Sentinel2
 from covermap.grid import Grid
 from covermap.sentinel2 import clip_s2
 from covermap.sentinel2.product import open_product, read_metadata
+from covermap.settings import Composite, Masks, Period, Sentinel2
 from covermap.stack import read_stack, stack_block
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"

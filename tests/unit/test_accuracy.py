@@ -5,11 +5,11 @@ import pytest
 from sklearn import metrics
 
 from covermap.accuracy import block_bootstrap, class_areas, confusion, evaluate, scores
-from covermap.config import Tiles
 from covermap.errors import CoverageError, ProductError
 from covermap.grid import Grid
 from covermap.legend import Legend, LegendClass
 from covermap.raster import write_raster
+from covermap.settings import Tiles
 from covermap.tiles import TEST, cell_names, split_of
 
 KEYS = ("forest", "crop", "water")

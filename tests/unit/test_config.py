@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from covermap.config import Period, check_files, check_window, load, schema
+from covermap.config import check_files, check_window, load, schema
 from covermap.errors import SettingError
+from covermap.settings import Period
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import pytest
 from rasterio.io import MemoryFile
 from shapely.geometry import box, mapping
 
-from covermap.config import Period, Provider
 from covermap.download import download_scene, newest_baseline, search_scenes
 from covermap.errors import CoverageError, ProductError, SettingError
 from covermap.files import stamp
 from covermap.providers import demo, stac
 from covermap.scenes import read_listing
+from covermap.settings import Period, Provider
 
 AREA = box(10.2, 50.2, 10.4, 50.4)
 AUGUST = Period(start="2021-08-01", end="2021-08-31")

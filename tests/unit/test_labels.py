@@ -9,10 +9,10 @@ from rasterio.transform import from_origin
 from rasterio.warp import transform
 from shapely.geometry import LineString, Point, Polygon, box
 
-from covermap.config import Labels
 from covermap.errors import CoverageError, ProductError, SettingError
 from covermap.grid import Grid
 from covermap.labels import LABEL_SOURCES, check_overlap, from_raster, from_vector, rasterize_labels
+from covermap.settings import Labels
 
 CRS = "EPSG:32721"
 BLOCK = Grid(crs=CRS, left=780_000, top=8_500_020, width=8, height=6)

@@ -10,12 +10,12 @@ import pytest
 import rasterio
 from rasterio.enums import Resampling
 
-from covermap.config import Composite, Masks, Period
 from covermap.errors import ProductError
 from covermap.grid import Grid
 from covermap.legend import Legend, LegendClass
 from covermap.raster import write_raster
 from covermap.report import CHART, _chart, _degrees, _reduced, _round_below, _ticks, _tracks, report, survey_stacks
+from covermap.settings import Composite, Masks, Period
 from covermap.stack import stack_block
 
 LEGEND = Legend(

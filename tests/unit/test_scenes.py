@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from shapely.geometry import box, mapping
 
-from covermap.config import Sentinel1
 from covermap.errors import CoverageError, ProductError, SettingError
 from covermap.scenes import footprint, meets, moment, one_view, read_listing, sensor_of
+from covermap.settings import Sentinel1
 
 
 def item(name="S2A_MSIL2A_20210801T135111_N0301_R024_T21LZC_20210801T160000", outline=None, **properties):

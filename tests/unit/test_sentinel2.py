@@ -10,11 +10,11 @@ import rasterio
 from rasterio.transform import from_origin
 from rasterio.warp import transform as transform_points
 
-from covermap.config import Sentinel2
 from covermap.errors import CoverageError, ProductError
 from covermap.grid import Grid
 from covermap.sentinel2 import clip_s2, reflectance_steps
 from covermap.sentinel2.product import band_of, read_metadata
+from covermap.settings import Sentinel2
 
 NAME = "S2A_MSIL2A_20220510T140101_N0400_R067_T21LXF_20220510T201010.SAFE"
 GRANULE = "GRANULE/L2A_T21LXF_A035930_20220510T140057"

@@ -9,10 +9,10 @@ import rioxarray  # noqa: F401  (gives datasets their .rio)
 import xarray
 import zarr
 
-from covermap.config import Composite, Masks, Period
 from covermap.errors import ProductError, SettingError
 from covermap.grid import Grid
 from covermap.raster import write_raster
+from covermap.settings import Composite, Masks, Period
 from covermap.stack import (
     composite_power,
     composite_reflectance,

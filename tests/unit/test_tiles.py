@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from covermap.config import Tiles
 from covermap.errors import CoverageError, ProductError
 from covermap.grid import Grid
 from covermap.legend import EXCLUDED
 from covermap.raster import read_window, write_raster
+from covermap.settings import Tiles
 from covermap.stack import read_stack
 from covermap.tiles import BUFFER, SPLITS, TileStore, cell_names, index_tiles, pack_tiles, split_of, tile_table
 

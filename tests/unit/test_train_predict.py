@@ -13,13 +13,13 @@ from shapely.geometry import box
 import covermap.predict
 import covermap.train
 from covermap.baseline import map_baseline
-from covermap.config import Model, Period, Prediction, Tiles
 from covermap.errors import CoverageError, ModelError
 from covermap.grid import project
 from covermap.legend import Legend, LegendClass
 from covermap.mosaic import mosaic
 from covermap.predict import CONFIDENCE_NODATA, blend_weights, predict_block, window_starts
 from covermap.raster import read_window
+from covermap.settings import Model, Period, Prediction, Tiles
 from covermap.tiles import index_tiles, pack_tiles
 from covermap.train import schedule, symmetry, train
 

@@ -1,0 +1,383 @@
+"""The groups of settings: typed, bounded, described. Every step takes those that it needs, and no others."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from covermap.models import MODELS
+from covermap.models.options import OPTIONS
+from covermap.providers import PROVIDERS
+
+NAME, CRS = r"^[a-z][a-z0-9_]*$", r"^EPSG:\d+$"
+PATTERNS = {
+    NAME: "a name of small letters, digits and underscores that begins with a letter",
+    CRS: "EPSG: and a number, such as EPSG:32721",
+}
+
+
+def _on_disk(value: Any) -> Any:
+    if isinstance(value, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|/vsi", value):
+        raise ValueError("covermap reads files on disk, and no address: download it and give its path")
+    return value
+
+
+def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    twice = sorted({str(value) for value in values if values.count(value) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)} stands there twice: keep each once")
+    return values
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+PHRASES = {
+    r"^Input should (be|have) ": "expected ",
+    r"^(Tuple|List|Dictionary|String) should have ": "expected ",
+    " after validation, not .*": "",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "more than",
+    "a valid dictionary.*": "keys with values",
+    "a valid (tuple|list)": "a list in brackets",
+    "a valid string": "text in quotes",
+}
+
+
+def first_sentence(error: ValidationError) -> str:
+    """The first fault of a validation as 'key: what is wrong (got value)'.
+
+    Messages of our own about a section begin with the setting that they are about, so they go on behind its key.
+    """
+    fault = error.errors()[0]
+    key = ".".join(str(part) for part in fault["loc"] if not re.search(r"[\[(]", str(part)))
+    message, given = fault["msg"].removeprefix("Value error, "), fault["input"]
+    if fault["type"] == "extra_forbidden":
+        return f"{key}: no such setting; see config/schema.json for those there are"
+    if fault["type"] == "missing":
+        return f"{key} is missing: add it; see config/schema.json for what it is"
+    if fault["type"] == "value_error" and isinstance(given, dict | BaseModel):
+        return f"{key}.{message}" if key else message
+    if fault["type"] == "string_pattern_mismatch":
+        message = f"expected {PATTERNS[fault['ctx']['pattern']]}"
+    for phrase, plain in PHRASES.items():
+        message = re.sub(phrase, plain, message)
+    return f"{key}: {message} (got {'nothing' if given is None else repr(given)})"
+
+
+Name = Annotated[str, StringConstraints(pattern=NAME)]
+File = Annotated[Path, BeforeValidator(_on_disk)]
+Unique = AfterValidator(_unique)
+Sensor = Literal["sentinel1", "sentinel2"]
+Sensors = Annotated[tuple[Sensor, ...], Field(min_length=1), Unique]
+Polarisation = Literal["VV", "VH", "HH", "HV"]
+Band = Literal["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("the window must have a centre: expected an odd number")
+    return value
+
+
+class Period(Section):
+    """First and last day of what an area covers."""
+
+    start: date = Field(description="first day")
+    end: date = Field(description="last day, included")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.end < self.start:
+            raise ValueError(f"end is {self.end}, before start {self.start}, so the period is empty: give a later end")
+        return self
+
+    @property
+    def months(self) -> list[str]:
+        """Calendar months that the period touches, as YYYY-MM."""
+        first, last = (day.year * 12 + day.month - 1 for day in (self.start, self.end))
+        return [f"{month // 12}-{month % 12 + 1:02d}" for month in range(first, last + 1)]
+
+
+class Sentinel1(Section):
+    """Backscatter from Sentinel-1 GRD products, or from analysis-ready assets."""
+
+    processor: Literal["auto", "snap", "native"] = Field(
+        "auto", description="auto: SNAP where it is installed, the chain of our own elsewhere"
+    )
+    polarisations: Annotated[tuple[Polarisation, ...], Unique] = Field(
+        ("VV", "VH"), min_length=1, description="in this order"
+    )
+    orbit_state: Literal["ascending", "descending"] | None = Field(
+        None, description="scenes of this direction alone; none: all, which must then be of one"
+    )
+    relative_orbits: Annotated[tuple[Annotated[int, Field(ge=1, le=175)], ...], Unique] = Field(
+        (), description="scenes of these tracks alone; none named: all"
+    )
+    convention: Literal["sigma0", "beta0", "gamma0", "gamma0_terrain"] = Field(
+        "sigma0", description="on the ellipsoid; gamma0_terrain: flattened by the DEM (Small 2011)"
+    )
+    normalise_deg: float | None = Field(
+        None,
+        ge=20,
+        le=46,
+        description="bring backscatter to this incidence angle, for several tracks [degrees]",
+    )
+    units: Literal["linear", "dB"] = Field("linear", description="of the scene product")
+    orbits: File | None = Field(None, description="folder of orbit files (.EOF); none: the product's own state vectors")
+    negative_power: Literal["keep", "floor", "nodata"] = Field(
+        "keep", description="what becomes of power that is not above the thermal noise"
+    )
+    floor_db: float = Field(-40, ge=-60, le=-10, description="lowest backscatter where a floor is asked for [dB]")
+    speckle_filter: Literal["none", "lee", "refined_lee"] = Field(
+        "lee", description="filter in radar geometry, in linear power"
+    )
+    window_pixels: int = Field(7, ge=3, le=21, description="lee: side of the window, odd; refined_lee has 7 [px]")
+    looks: float = Field(4.4, gt=0, description="equivalent number of looks of the product; 4.4 for IW GRDH")
+    geoid: Literal["egm96", "egm2008"] | Annotated[float, Field(ge=-120, le=100)] | Path | None = Field(
+        None, description="what a DEM's heights refer to: a model by name, its grid file, or its undulation [m]"
+    )
+    dem_gaps: Literal["error", "sea"] = Field("error", description="sea: where the DEM has no height lies the geoid")
+    ground_range: Literal["linear", "nearest"] = Field(
+        "linear", description="between the records that convert slant to ground range"
+    )
+    bistatic: bool = Field(False, description="correct the azimuth shift that grows from near to far range")
+    path_delay: bool = Field(False, description="correct the delay of the atmosphere in slant range, about 3 m")
+    layers: Annotated[tuple[Literal["incidence_angle", "layover_shadow"], ...], Unique] = Field(
+        ("layover_shadow",), description="bands beside the backscatter"
+    )
+    assets_unit: Literal["dB", "power"] = Field("dB", description="unit of analysis-ready backscatter assets")
+
+    _odd = field_validator("window_pixels")(_odd)
+
+    @field_validator("geoid", mode="before")
+    @classmethod
+    def _undulation(cls, value: Any) -> Any:
+        if not isinstance(value, str | Path | None) and (not _is_number(value) or not -120 <= value <= 100):
+            raise ValueError("expected egm96, egm2008, the file of a grid, or an undulation from -120 to 100 m")
+        return _on_disk(value)
+
+    @model_validator(mode="after")
+    def _angle(self) -> Self:
+        if self.normalise_deg is not None and self.convention not in ("sigma0", "gamma0"):
+            raise ValueError(
+                f"normalise_deg is {self.normalise_deg}, which is defined for sigma0 and gamma0, not for "
+                f"{self.convention}: remove one of the two"
+            )
+        return self
+
+
+class Sentinel2(Section):
+    """Surface reflectance from Sentinel-2 L2A products or assets."""
+
+    bands: Annotated[tuple[Band, ...], Unique] = Field(
+        ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12"),
+        min_length=1,
+        description="bands of the stack, in order",
+    )
+    max_cloud: float = Field(60, ge=0, le=100, description="scenes cloudier than this are not used [%]")
+    resampling: Literal["nearest", "bilinear", "cubic"] = Field(
+        "nearest", description="how 20 and 60 m bands come to 10 m, and scenes of another zone onto the grid"
+    )
+    scl: Literal["required", "optional"] = Field(
+        "required", description="optional: a scene without a scene classification counts as clear"
+    )
+
+
+class Masks(Section):
+    """Which pixels of a Sentinel-2 scene count as clear."""
+
+    classes: Annotated[tuple[Annotated[int, Field(ge=0, le=11)], ...], Unique] = Field(
+        (0, 1, 3, 8, 9, 10, 11), description="SCL classes that are masked"
+    )
+    dilate_m: float = Field(40, ge=0, le=2000, description="masked areas grow by this [m]")
+
+
+class Composite(Section):
+    """How several scenes become one."""
+
+    sentinel1: Literal["mean", "median"] = Field("mean", description="of a month, in linear power")
+    multitemporal: Literal["none", "quegan_yu"] = Field(
+        "none", description="filter of all scenes of the period together, before the mean"
+    )
+    multitemporal_pixels: int = Field(7, ge=3, le=31, description="its window for local means, odd [px]")
+    sentinel2: Literal["median", "mean"] = Field("median", description="of the period's clear observations")
+    floor_db: float = Field(-35, ge=-60, le=0, description="lowest backscatter of the composite [dB]")
+
+    _odd = field_validator("multitemporal_pixels")(_odd)
+
+
+class Labels(Section):
+    """A map of what the ground was."""
+
+    source: Literal["mapbiomas", "raster", "vector"] = Field(description="how the file is read")
+    path: File = Field(description="the file")
+    legend: File = Field(description="CSV of code, class, name, colour")
+    attribute: str | None = Field(None, description="vector: the attribute that holds the code")
+
+    @model_validator(mode="after")
+    def _attribute(self) -> Self:
+        if (self.source == "vector") != (self.attribute is not None):
+            raise ValueError(
+                f"attribute is {self.attribute or 'not set'}, but source is {self.source}: vector labels need the "
+                "attribute that holds the code, the others have none"
+            )
+        return self
+
+
+class Provider(Section):
+    """Where scenes come from."""
+
+    name: Literal[tuple(PROVIDERS)] = Field(description="one of the providers")  # type: ignore[valid-type]
+    catalog: File | None = Field(None, description="stac: an ItemCollection or a static catalogue on disk")
+
+    @model_validator(mode="after")
+    def _catalog(self) -> Self:
+        if self.name == "stac" and self.catalog is None:
+            raise ValueError(
+                "catalog is not set: provider stac needs the path of an ItemCollection or static catalogue"
+            )
+        if self.name != "stac" and self.catalog is not None:
+            raise ValueError(f"catalog is {self.catalog}, which provider {self.name} does not read: remove it")
+        return self
+
+
+class Aoi(Section):
+    """An area and a period on one grid."""
+
+    area: File | tuple[float, float, float, float] = Field(
+        description="polygon file, or west, south, east, north [degrees]"
+    )
+    crs: str = Field(pattern=CRS, description="projected CRS of the map, in metres")
+    period: Period
+    provider: Provider
+    scenes: File | None = Field(None, description="a pinned list of scenes instead of a search")
+    sensors: Sensors = Field(("sentinel1", "sentinel2"), description="sensors of the stack")
+    dem: File | None = Field(None, description="heights for the terrain correction of Sentinel-1 GRD products")
+    labels: Labels | None = Field(None, description="for training and agreement; none: the area is mapped only")
+    reference: Labels | None = Field(None, description="an independent map for evaluation, never used in training")
+    model: Name = Field(description="the model of results/maps/{aoi}.tif")
+    block_pixels: int = Field(4096, ge=64, le=16384, multiple_of=64, description="side of a unit of work [px]")
+    sentinel1: dict[str, Any] = Field({}, description="overrides of the section sentinel1")
+    sentinel2: dict[str, Any] = Field({}, description="overrides of the section sentinel2")
+    masks: dict[str, Any] = Field({}, description="overrides of the section masks")
+    composite: dict[str, Any] = Field({}, description="overrides of the section composite")
+
+    @field_validator("area", mode="before")
+    @classmethod
+    def _file_or_box(cls, value: Any) -> Any:
+        four = isinstance(value, list | tuple) and len(value) == 4 and all(map(_is_number, value))
+        if not four and not isinstance(value, str | Path):
+            raise ValueError("expected a polygon file, or four numbers: west, south, east, north in degrees")
+        return value
+
+
+class Tiles(Section):
+    """Training samples and the spatial split."""
+
+    pixels: int = Field(256, ge=32, le=1024, multiple_of=32, description="side of a tile [px]")
+    stride_pixels: int = Field(256, ge=16, description="distance of neighbouring tiles [px]")
+    cell_pixels: int = Field(1024, ge=32, description="side of a cell of the spatial split [px]")
+    buffer_pixels: int = Field(64, ge=0, description="rim of a held-out cell that is left out [px]")
+    validation: float = Field(0.15, gt=0, lt=0.5, description="share of the cells")
+    test: float = Field(0.15, gt=0, lt=0.5, description="share of the cells")
+    min_labelled: float = Field(0.5, ge=0, le=1, description="tiles with a smaller share of labelled pixels are left")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.pixels > self.cell_pixels - 2 * self.buffer_pixels:
+            raise ValueError(
+                f"pixels is {self.pixels}: a tile of {self.pixels} px does not fit into a held-out cell of "
+                f"{self.cell_pixels} px less a buffer of {self.buffer_pixels} px on each side: enlarge cell_pixels or "
+                "lessen buffer_pixels"
+            )
+        if self.validation + self.test >= 0.8:
+            raise ValueError(
+                f"test is {self.test} beside validation {self.validation}: expected less than 0.8 together, so that "
+                "cells are left to learn from"
+            )
+        return self
+
+
+class Training(Section):
+    """The training recipe."""
+
+    epochs: int = Field(30, ge=1, description="passes over the training tiles")
+    batch: int = Field(16, ge=1, description="tiles a step")
+    learning_rate: float = Field(2e-3, gt=0, lt=1, description="highest rate; warm-up, then cosine")
+    weight_decay: float = Field(1e-2, ge=0, description="AdamW's weight decay")
+    class_weights: Literal["none", "inverse_sqrt", "inverse"] = Field("inverse_sqrt", description="by training pixels")
+    weight_cap: float = Field(20, ge=1, description="highest ratio of two class weights")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label given to all classes")
+    threads: int = Field(2, ge=1, le=64, description="torch threads: results are identical at one number of threads")
+
+
+class Prediction(Section):
+    """How a network covers a map."""
+
+    window_pixels: int = Field(256, ge=32, le=2048, multiple_of=32, description="pixels predicted at once, a side")
+    overlap: float = Field(0.5, ge=0, lt=0.9, description="share of a window that its neighbour sees too")
+    batch: int = Field(4, ge=1, description="windows at once")
+    threads: int = Field(1, ge=1, le=64, description="torch threads of one block: results are identical at one number")
+
+
+class Model(Section):
+    """A network, what it learns from and how it is applied."""
+
+    network: Literal[tuple(MODELS)] = Field(description="one of the networks")  # type: ignore[valid-type]
+    options: dict[str, Any] = Field(
+        {},
+        description="keywords of the network",
+        json_schema_extra={"anyOf": [options.model_json_schema() for options in OPTIONS.values()]},
+    )
+    train_on: Annotated[tuple[Name, ...], Unique] = Field(min_length=1, description="areas whose labels it learns from")
+    sensors: Sensors = Field(("sentinel1", "sentinel2"), description="inputs")
+    seed: int = Field(0, ge=0, description="of the split, the weights and the order of tiles")
+    tiles: Tiles = Tiles()
+    training: Training = Training()
+    prediction: Prediction = Prediction()
+
+    @model_validator(mode="after")
+    def _suits_the_network(self) -> Self:
+        try:
+            multiple = OPTIONS[self.network](**self.options).multiple
+        except ValidationError as error:
+            known = ", ".join(OPTIONS[self.network].model_fields)
+            raise ValueError(f"options.{first_sentence(error)} (network {self.network} has {known})") from None
+        sides = {"tiles.pixels": self.tiles.pixels, "prediction.window_pixels": self.prediction.window_pixels}
+        for key, side in sides.items():
+            if side % multiple:
+                raise ValueError(
+                    f"{key} is {side}: expected a multiple of {multiple}, which network {self.network} with options "
+                    f"{self.options} needs"
+                )
+        return self
+
+
+class Simulator(Section):
+    """The demo world."""
+
+    pixels: int = Field(2048, ge=512, le=8192, multiple_of=256, description="side of the world at 10 m [px]")
+    seed: int = Field(1, ge=0, description="another seed, another world")
