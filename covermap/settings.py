@@ -125,7 +125,7 @@ class Sentinel1(Section):
     """Backscatter from Sentinel-1 GRD products, or from analysis-ready assets."""
 
     processor: Literal["auto", "snap", "native"] = Field(
-        "auto", description="auto: SNAP where it is installed, the chain of our own elsewhere"
+        "native", description="native: the chain of our own; auto: SNAP where it is installed and can do the rest"
     )
     polarisations: Annotated[tuple[Polarisation, ...], Unique] = Field(
         ("VV", "VH"), min_length=1, description="in this order"

@@ -9,7 +9,7 @@ import rasterio
 from rasterio.errors import RasterioError
 from rasterio.warp import transform_bounds
 
-from covermap.errors import ProductError
+from covermap.errors import ProductError, SettingError
 from covermap.grid import Grid
 from covermap.sentinel1 import geocoding, safe, speckle
 from covermap.sentinel1.nodes import node_step, part_around, positions_in
@@ -19,6 +19,7 @@ from covermap.settings import Sentinel1
 
 def ready_assets(archive: safe.Archive, grid: Grid, settings: Sentinel1) -> Geocoded:
     """Analysis-ready backscatter on the grid: filtered on its own pixels, then bilinear in linear power."""
+    _must_apply(archive, settings)
     bands: list[np.ndarray] = []
     window: Grid | None = None
     try:
@@ -36,7 +37,7 @@ def ready_assets(archive: safe.Archive, grid: Grid, settings: Sentinel1) -> Geoc
                     raise safe.no_overlap(archive, grid)
                 values = raster.read(band, window=part, masked=True).astype(np.float64).filled(np.nan)
             power = (10 ** (values / 10) if settings.assets_unit == "dB" else values).astype(np.float32)
-            power[~np.isfinite(power)] = np.nan
+            power[~np.isfinite(power) | (power == 0)] = np.nan  # providers fill their rims with zeros
             power = speckle.despeckle(power, settings.speckle_filter, settings.window_pixels, settings.looks)
             positions -= np.array([part.row_off, part.col_off])[:, None, None]
             dense = geocoding.refine(positions, node_step(window), range(window.height), window.width)
@@ -47,6 +48,24 @@ def ready_assets(archive: safe.Archive, grid: Grid, settings: Sentinel1) -> Geoc
     tags = {"convention": "as delivered", "assets_unit": settings.assets_unit, "noise_removed": "by the provider"}
     power, window = _cropped(np.stack(bands), window, archive)
     return Geocoded(window, settings.polarisations, [(0, power)], tags)
+
+
+def _must_apply(archive: safe.Archive, settings: Sentinel1) -> None:
+    """Refuse settings of the chain before the delivered backscatter: they would do nothing."""
+    asked = {
+        "processor": settings.processor == "snap",
+        "convention": settings.convention == "gamma0_terrain",
+        "normalise_deg": settings.normalise_deg is not None,
+        "negative_power": settings.negative_power != "keep",
+        "bistatic": settings.bistatic,
+        "path_delay": settings.path_delay,
+        "layers": "incidence_angle" in settings.layers,
+    }
+    if names := [f"sentinel1.{name}" for name, is_set in asked.items() if is_set]:
+        raise SettingError(
+            f"{archive.path} holds analysis-ready backscatter, to which {' and '.join(names)} cannot be applied any "
+            f"more: unset for this area, or give GRD products"
+        )
 
 
 def _asset_bands(archive: safe.Archive, polarisations: tuple[str, ...]) -> list[tuple[str, int]]:

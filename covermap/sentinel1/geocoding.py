@@ -78,9 +78,10 @@ def bistatic_shift(slant_range_m: np.ndarray, reference_m: float) -> np.ndarray:
     suit one reference range. A place beyond it comes out too early: -(range - reference) / c. In IW that is at most
     0.3 ms (2 m) towards either edge of the swath.
 
-    SNAP 14 adds the same term with near range as reference. The sign here follows from the geometry, and is that of
-    Schubert et al. 2015 (doi:10.3390/rs70709431) and Gisinger et al. 2021 (doi:10.1109/TGRS.2019.2961248, equation 21),
-    whose offset of each sub-swath, a few tenths of a millisecond, is left out.
+    SNAP 14 adds such a term with the opposite sign and near range as reference. The sign here follows from the
+    geometry, and is that of Schubert et al. 2015 (doi:10.3390/rs70709431) and Gisinger et al. 2021
+    (doi:10.1109/TGRS.2019.2961248, equation 21), whose offset of each sub-swath, a few tenths of a millisecond, is left
+    out.
 
     Parameters
     ----------

@@ -41,9 +41,9 @@ jpy.get_type("org.esa.snap.core.gpf.main.GPT").run(line)
 
 
 def find_snap() -> tuple[str, ...] | None:
-    """Words that start gpt: the program on the PATH or in ``$SNAP_HOME/bin``, or Python with esa_snappy; None."""
+    """Words that start gpt: the program in ``$SNAP_HOME/bin`` or on the PATH, or Python with esa_snappy; None."""
     home = os.environ.get("SNAP_HOME")
-    for program in (shutil.which("gpt"), shutil.which("gpt", path=str(Path(home) / "bin")) if home else None):
+    for program in (shutil.which("gpt", path=str(Path(home) / "bin")) if home else None, shutil.which("gpt")):
         if program and _is_snap(Path(program)):
             return (program,)
     reaches = [sys.executable, "-c", "import esa_snappy; esa_snappy.jpy.get_type('org.esa.snap.core.gpf.main.GPT')"]
@@ -55,9 +55,10 @@ def find_snap() -> tuple[str, ...] | None:
 
 
 def _is_snap(program: Path) -> bool:
-    """SNAP's gpt is a script (on Windows gpt.exe); a partition tool and a compiler of that name are binaries."""
+    """SNAP's gpt is a script that starts a class of SNAP's (on Windows gpt.exe); others share its name."""
     with program.open("rb") as file:
-        return program.suffix == ".exe" or file.read(2) == b"#!"
+        text = file.read(2**16)
+    return program.suffix == ".exe" or (text.startswith(b"#!") and b"snap" in text.lower())
 
 
 def command_line(snap: tuple[str, ...], folder: Path, threads: int, mem_mb: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from covermap.sentinel1.orbit import read_orbit_file
 from covermap.sentinel1.strips import Geocoded, in_order, strips_of
 from covermap.sentinel1.terrain import Terrain, read_dem
 from covermap.settings import Sentinel1
+
+log = logging.getLogger(__name__)
 
 LINES = 128  # of the radar image in work at once: they stay in the processor's cache
 ROWS = 512  # of the result that are written at once: whole tiles of the file
@@ -306,7 +309,25 @@ def _places(image: safe.Image, window: Grid, dem: Path | None, settings: Sentine
     places = _Places(grid, margin, terrain, seen, project, positions, near, incidence, radii)
     if not places.inner_nodes(near).any():
         raise safe.no_overlap(archive, window)
+    if distorts:
+        _must_see_slopes(places, settings)
     return places
+
+
+def _must_see_slopes(places: _Places, settings: Sentinel1) -> None:
+    """Say where the DEM ends before the slopes that could throw layover and shadow, or their area, into the window."""
+    height_m = geocoding.bilinear(places.terrain.height_m, *places.terrain.nodes)
+    if not np.isnan(height_m[places.near]).any():
+        return
+    reach = (
+        f"DEM {places.terrain.name} does not reach {places.margin * places.grid.pixel_m:.0f} m beyond the area, from "
+        f"where slopes can throw layover and shadow into it"
+    )
+    if settings.convention == "gamma0_terrain":
+        raise CoverageError(
+            f"{reach}, and gamma0_terrain sums the area of these slopes: give a DEM that reaches so far"
+        )
+    log.warning("%s: the layer layover_shadow lacks what lies outside", reach)
 
 
 def _flatten(radar: Sequence[np.ndarray], places: _Places, part: Window, threads: int) -> None:

@@ -322,6 +322,12 @@ def _noise_block(block: Element, source: str) -> NoiseBlock:
     first_line, last_line, first_sample, last_sample = (int(xml.number(block, tag, source)) for tag in tags)
     line, value = (xml.numbers(block, tag, source) for tag in ("line", "noiseAzimuthLut"))
     _same_length(line, value, "noiseAzimuthLut", source)
+    if last_line < first_line or last_sample < first_sample or value.min() < 0:
+        raise ProductError(
+            f"{source} has a noiseAzimuthVector of lines {first_line} to {last_line}, samples {first_sample} to "
+            f"{last_sample} and factors from {value.min():g}, expected increasing numbers and no negative factor: "
+            f"{DOWNLOAD_AGAIN}"
+        )
     return NoiseBlock(first_line, last_line, first_sample, last_sample, _in_order(line, "line", source), value)
 
 

@@ -84,7 +84,7 @@ def beyond_snap(settings: Sentinel1, crs: str) -> str | None:
     reasons = {
         "convention gamma0_terrain": settings.convention == "gamma0_terrain",
         "normalise_deg": settings.normalise_deg is not None,
-        "negative_power nodata (it sets such power to zero)": settings.negative_power == "nodata",
+        "negative_power keep or nodata (it sets such power to about -100 dB)": settings.negative_power != "floor",
         "ground_range nearest": settings.ground_range == "nearest",
         "bistatic (whether it does depends on its release)": settings.bistatic,
         "path_delay": settings.path_delay,

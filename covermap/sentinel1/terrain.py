@@ -155,7 +155,8 @@ def _part(nodes: np.ndarray, raster: rasterio.DatasetReader, gaps: Literal["erro
         return part
     known = nodes[:, np.isfinite(nodes).all(axis=0)]
     low, high = np.floor(known.min(axis=1)).astype(int) - AROUND, np.ceil(known.max(axis=1)).astype(int) + AROUND + 1
-    return Window.from_slices(*zip(low.tolist(), high.tolist(), strict=True))
+    (top, left), (bottom, right) = low.tolist(), high.tolist()
+    return Window(left, top, right - left, bottom - top)  # starts may be negative
 
 
 def _read(raster: rasterio.DatasetReader, part: Window) -> np.ndarray:

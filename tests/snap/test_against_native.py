@@ -91,7 +91,7 @@ def both(
     bands, tags = {}, {}
     for processor in ("native", "snap"):
         output = folder / f"{processor}.tif"
-        wanted = Sentinel1(processor=processor, polarisations=("VV",), **settings)
+        wanted = Sentinel1(processor=processor, polarisations=("VV",), **{"negative_power": "floor", **settings})
         inputs = {"product": product, "dem": dem, "orbit": None}
         process_s1(**inputs, processed=output, item={"id": "rome"}, grid=grid, settings=wanted)
         with rasterio.open(output) as raster:

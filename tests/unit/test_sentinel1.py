@@ -219,3 +219,34 @@ def test_broken_assets_are_named(tmp_path):
     with pytest.raises(CoverageError):
         process_s1(empty, None, out, {}, GRID, Sentinel1())
     assert not out.parent.exists() or not list(out.parent.iterdir())
+
+
+def test_settings_of_the_chain_are_refused_for_delivered_backscatter(tmp_path):
+    image = np.full((30, 30), -10, np.float32)
+    product = assets(tmp_path, {"vv.tif": image, "vh.tif": image}, GRID.left, GRID.top)
+    for setting in ({"normalise_deg": 38}, {"path_delay": True}, {"layers": ("incidence_angle",)}):
+        with pytest.raises(SettingError, match=f"sentinel1.{next(iter(setting))} cannot be applied"):
+            process_s1(product, None, tmp_path / "out.tif", {}, GRID, Sentinel1(**setting))
+
+
+def test_zeros_of_delivered_power_are_no_data(tmp_path):
+    image = np.ones((30, 30), np.float32)
+    image[:4] = 0
+    product = assets(tmp_path, {"vv.tif": image, "vh.tif": image}, GRID.left, GRID.top)
+    settings = Sentinel1(assets_unit="power", speckle_filter="none")
+    process_s1(product, None, tmp_path / "out.tif", {}, GRID, settings)
+    power, raster = read(tmp_path / "out.tif")
+    assert (power == 1).all()
+    assert raster.bounds.top == GRID.top - 40
+
+
+def test_sea_reaches_beyond_a_dem_and_flattening_needs_the_slopes_around(product, dem, tmp_path):
+    for shift in (0.012, -0.012):
+        part = write_dem(tmp_path / f"{shift}.tif", shift_deg=shift)
+        with pytest.raises(SettingError, match="geoid"):
+            process_s1(product, part, tmp_path / "out.tif", {}, GRID, Sentinel1(dem_gaps="sea"))
+        pixels, tags = processed(product, part, tmp_path, dem_gaps="sea", geoid=100)
+        assert "gaps are sea" in tags["geoid"]
+        assert np.isfinite(pixels[0]).mean() > 0.5
+    with pytest.raises(CoverageError, match="does not reach .* gamma0_terrain sums the area"):
+        processed(product, write_dem(tmp_path / "near.tif", shift_deg=0.012), tmp_path, convention="gamma0_terrain")

@@ -260,11 +260,13 @@ def test_esa_snappy_is_the_way_where_there_is_no_gpt(tmp_path, monkeypatch):
 
 def test_the_setting_chooses(gpt, monkeypatch):
     monkeypatch.setattr("covermap.sentinel1.gpt.find_snap", lambda: gpt)
-    assert snap.choose_snap(Sentinel1(processor="native"), "EPSG:32631") is None
-    assert snap.choose_snap(Sentinel1(processor="auto"), "EPSG:32631") == gpt
-    assert snap.choose_snap(Sentinel1(processor="snap"), "EPSG:32631") == gpt
+    assert snap.choose_snap(Sentinel1(), "EPSG:32631") is None
+    assert snap.choose_snap(Sentinel1(processor="auto"), "EPSG:32631") is None  # it would keep no power below the noise
+    floored = {"negative_power": "floor"}
+    assert snap.choose_snap(Sentinel1(processor="auto", **floored), "EPSG:32631") == gpt
+    assert snap.choose_snap(Sentinel1(processor="snap", **floored), "EPSG:32631") == gpt
     monkeypatch.setattr("covermap.sentinel1.gpt.find_snap", lambda: None)
-    assert snap.choose_snap(Sentinel1(processor="auto"), "EPSG:32631") is None
+    assert snap.choose_snap(Sentinel1(processor="auto", **floored), "EPSG:32631") is None
     with pytest.raises(SettingError, match="no gpt on the PATH"):
         snap.choose_snap(Sentinel1(processor="snap"), "EPSG:32631")
 
@@ -274,6 +276,7 @@ def test_the_setting_chooses(gpt, monkeypatch):
     [
         ({"convention": "gamma0_terrain"}, "EPSG:32631"),
         ({"negative_power": "nodata"}, "EPSG:32631"),
+        ({"negative_power": "keep"}, "EPSG:32631"),
         ({"ground_range": "nearest"}, "EPSG:32631"),
         ({"bistatic": True}, "EPSG:32631"),
         ({"path_delay": True}, "EPSG:32631"),
@@ -283,9 +286,10 @@ def test_the_setting_chooses(gpt, monkeypatch):
 )
 def test_what_the_graph_cannot_do_is_native_or_an_error(change, crs, gpt, monkeypatch):
     monkeypatch.setattr("covermap.sentinel1.gpt.find_snap", lambda: gpt)
-    assert snap.choose_snap(Sentinel1(processor="auto", **change), crs) is None
+    asked = {"negative_power": "floor", **change}
+    assert snap.choose_snap(Sentinel1(processor="auto", **asked), crs) is None
     with pytest.raises(SettingError, match=next(iter(change), "27700")):
-        snap.choose_snap(Sentinel1(processor="snap", **change), crs)
+        snap.choose_snap(Sentinel1(processor="snap", **asked), crs)
 
 
 # --- the result ------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from covermap.errors import CoverageError, ProductError
 from covermap.grid import Grid
@@ -14,6 +14,7 @@ from covermap.raster import read_window, write_raster
 from covermap.settings import Tiles
 from covermap.stack import read_stack
 from covermap.tiles import BUFFER, SPLITS, TileStore, cell_names, index_tiles, pack_tiles, split_of, tile_table
+from tests.unit.conftest import stack_of
 
 SMALL = Tiles(pixels=32, stride_pixels=32, cell_pixels=64, buffer_pixels=8, validation=0.25, test=0.25)
 
@@ -79,6 +80,29 @@ def test_packed_tiles_equal_the_pixels_of_their_sources(area, tmp_path):
             np.testing.assert_array_equal(tile["s2"], stack["s2"])
             counts = np.bincount(tile["label"].ravel(), minlength=4)[1:]
             assert [row[f"class_{i}"] for i in (1, 2, 3)] == counts.tolist()
+
+
+def test_pixels_in_layover_or_shadow_get_no_weight_and_all_others_keep_theirs(area, tmp_path):
+    name, block = "x300y-3001", area.blocks["x300y-3001"]
+    layer = np.zeros((1, *area.grid.shape), np.float32)
+    layer[0, 40:90, 100:130], layer[0, ::37, 5::41], layer[0, 7, :] = 1, 2, 3
+    scene = np.concatenate([read_window(area.s1[0], area.grid, fill=np.nan), layer])
+    tags = {"datetime": "2022-01-10T09:30:00Z", "convention": "sigma0_ellipsoid", "orbit_state": "descending"}
+    names = ("VV", "VH", "layover_shadow")
+    write_raster(tmp_path / "s1.tif", scene, area.grid, nodata=np.nan, descriptions=names, tags=tags)
+    stack = stack_of([tmp_path / "s1.tif", area.s1[1]], area.s2, tmp_path / "stack.zarr.zip", block)
+    given_weight = np.random.default_rng(4).integers(1, 101, block.shape).astype(np.uint8)
+    labels, index, packed = (tmp_path / file for file in ("labels.tif", "index.parquet", "packed.safetensors"))
+    label = read_window(area.labels[name], block, fill=0)[0]
+    write_raster(labels, np.stack([label, given_weight]), block, nodata=0, descriptions=("class", "weight"))
+    index_tiles(list(area.labels.values()), index, [("here", *one) for one in area.blocks.items()], SMALL, 1, 3)
+    pack_tiles(index, stack, labels, packed, "here", name, SMALL)
+    expected = np.where(layer[0, : block.height, : block.width] > 0, 0, given_weight)
+    table = pd.read_parquet(index)
+    places = table[table.block == name][["row", "column"]].to_numpy()
+    tiles = [expected[row : row + 32, column : column + 32] for row, column in places]
+    assert any((tile == 0).any() for tile in tiles)
+    np.testing.assert_array_equal(load_file(packed)["weight"], np.stack(tiles))
 
 
 def test_a_store_that_does_not_say_what_its_inputs_mean_is_refused(area, tmp_path):
