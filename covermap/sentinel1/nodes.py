@@ -34,11 +34,23 @@ def horizontal(crs: CRS) -> CRS:
 
 def positions_in(grid: Grid, raster: rasterio.DatasetReader) -> np.ndarray:
     """Row and column (2, y, x) of the grid's nodes in a raster, from the centre of its first pixel."""
-    x, y = nodes(grid, horizontal(CRS.from_wkt(raster.crs.to_wkt())))
+    crs = horizontal(CRS.from_wkt(raster.crs.to_wkt()))
+    x, y = nodes(grid, crs)
+    if crs.is_geographic:
+        x = _unwrapped(x, (raster.bounds.left + raster.bounds.right) / 2)
     to_pixel = ~raster.transform
     column = to_pixel.a * x + to_pixel.b * y + to_pixel.c
     row = to_pixel.d * x + to_pixel.e * y + to_pixel.f
     return np.round(np.stack([row, column]) - 0.5, 6)  # so that a raster on the grid's own lattice is copied exactly
+
+
+def _unwrapped(longitude_deg: np.ndarray, middle_deg: float) -> np.ndarray:
+    """Longitudes without a step across the antimeridian, in the turn that is nearest to a raster's middle."""
+    known = longitude_deg[np.isfinite(longitude_deg)]
+    if not len(known):
+        return longitude_deg
+    one_turn = (longitude_deg - known[0] + 180) % 360 + known[0] - 180
+    return one_turn + 360 * np.round((middle_deg - np.nanmean(one_turn)) / 360)
 
 
 def part_around(positions: np.ndarray, shape: tuple[int, int], margin: int) -> Window | None:

@@ -248,5 +248,5 @@ def test_sea_reaches_beyond_a_dem_and_flattening_needs_the_slopes_around(product
         pixels, tags = processed(product, part, tmp_path, dem_gaps="sea", geoid=100)
         assert "gaps are sea" in tags["geoid"]
         assert np.isfinite(pixels[0]).mean() > 0.5
-    with pytest.raises(CoverageError, match="does not reach .* gamma0_terrain sums the area"):
+    with pytest.raises(CoverageError, match=r"does not reach .* gamma0_terrain sums the area"):
         processed(product, write_dem(tmp_path / "near.tif", shift_deg=0.012), tmp_path, convention="gamma0_terrain")

@@ -243,3 +243,26 @@ def test_dem_without_any_height_is_sea_only_where_it_reaches_and_is_told_so(tmp_
     for gaps in ("error", "sea"):
         with pytest.raises(CoverageError, match="does not touch the area"):
             read_dem(dem, away, gaps=gaps)
+
+
+@pytest.mark.parametrize(("west", "known"), [(179.0, "all"), (-181.0, "all"), (-180.0, "east"), (178.0, "west")])
+def test_a_dem_in_degrees_across_the_antimeridian_is_never_read_from_the_other_side_of_the_globe(west, known, tmp_path):
+    grid = Grid(crs="EPSG:32601", left=165_540, top=600_000, width=400, height=200)  # 180 degrees in its middle
+    path = tmp_path / "dem.tif"
+    longitude = west + (np.arange(2400) + 0.5) / 1200
+    size = {"width": 2400, "height": 240, "count": 1, "dtype": "float32", "crs": "EPSG:4979"}
+    with rasterio.open(
+        path, "w", driver="GTiff", transform=from_origin(west, 5.5, 1 / 1200, 1 / 1200), **size
+    ) as raster:
+        raster.write(np.broadcast_to(100 * ((longitude + 360) % 360 - 179), (240, 2400)).astype("float32"), 1)
+    terrain = read_dem(path, grid)
+    rows = range(grid.height)
+    positions = geocoding.refine(terrain.nodes, node_step(grid), rows, grid.width)
+    height_m = geocoding.bilinear(terrain.height_m, *positions)
+    to_degrees = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
+    x, y = np.meshgrid(grid.left + 10 * np.arange(grid.width) + 5, grid.top - 10 * np.arange(grid.height) - 5)
+    expected = 100 * (to_degrees.transform(x, y)[0] % 360 - 179)
+    assert expected.min() < 100 < expected.max()
+    seen = np.isfinite(height_m)
+    assert {"all": seen.all(), "east": seen[expected > 101].all(), "west": seen[expected < 99].all()}[known]
+    np.testing.assert_allclose(height_m[seen], expected[seen], atol=0.05)  # half a pixel at its ends is constant
