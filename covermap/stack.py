@@ -240,6 +240,7 @@ def _must_be_alike(scenes: Sequence[Scene]) -> None:
     """Refuse what must never be averaged: backscatter seen from two sides, at other angles, or defined in two ways."""
     _must_agree(scenes, "orbit_state", "pin scenes of one direction")
     _must_agree(scenes, "convention", "process all scenes alike")
+    _must_agree(scenes, "processor", "process all scenes by one sentinel1.processor")
     _must_agree(scenes, "normalised_deg", "process all scenes alike")
     if any(scene.tags.get("convention") in TREND for scene in scenes) and "normalised_deg" not in scenes[0].tags:
         _must_agree(scenes, "relative_orbit", "pin scenes of one track, or set sentinel1.normalise_deg")

@@ -66,6 +66,7 @@ def native_chain(
     if settings.convention == "gamma0_terrain":
         _flatten(radar, places, part, threads)
     tags: dict[str, Any] = {
+        "processor": "covermap",
         "convention": settings.convention,
         "orbit_source": f"{image.orbit.source} ({orbit.name})" if orbit else image.orbit.source,
         "noise_removed": "by the processor" if image.noise_already_removed else "yes",

@@ -156,11 +156,11 @@ def snap_chain(
             _strips(folder, made, inner, terrain, settings),
             {
                 "processor": "SNAP",
-                "units": "dB" if settings.units == "dB" else "power",
+                "units": settings.units,
                 "convention": settings.convention,
                 "orbit_source": source,
                 "noise_removed": "by the processor" if images[0].noise_already_removed else "yes",
-                "negative_power": "floor" if settings.negative_power == "floor" else "zero, by SNAP",
+                "negative_power": "floor" if settings.negative_power == "floor" else "about -100 dB, by SNAP",
                 "dem": terrain.name,
                 "geoid": terrain.geoid,
                 "datetime": f"{images[0].first_line}Z",

@@ -314,7 +314,7 @@ def test_pixels_lie_where_snap_put_them(gpt, files, tmp_path, monkeypatch):
     expected[2:, nothing & ~below] = np.nan
     np.testing.assert_allclose(pixels, expected, rtol=1e-6)
     assert scene.tags["processor"] == "SNAP" and scene.tags["orbit_source"] == "annotation"
-    assert scene.tags["units"] == "power" and scene.tags["convention"] == "sigma0"
+    assert scene.tags["units"] == "linear" and scene.tags["convention"] == "sigma0"
 
 
 def test_decibels_end_at_the_floor(gpt, files, tmp_path, monkeypatch):
