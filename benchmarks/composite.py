@@ -10,7 +10,7 @@ import tracemalloc
 
 import numpy as np
 
-from covermap.stack import composite_reflectance
+from covermap.composite import composite_reflectance
 
 DATES, ROWS, COLUMNS, CLOUDY = 24, 256, 2048, 0.4
 

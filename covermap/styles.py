@@ -41,14 +41,6 @@ def write_qml(output: Path, legend: Legend) -> None:
         part.write_text(f"<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n{text}\n", encoding="utf-8")
 
 
-def render_map(classes: np.ndarray, legend: Legend) -> np.ndarray:
-    """Picture uint8 (y, x, 3) of a class map uint8 (y, x) in the legend's colours; white where there is no class."""
-    colours = np.full((256, 3), WHITE, np.uint8)
-    for entry in legend.classes:
-        colours[entry.id] = entry.rgb
-    return colours[classes]
-
-
 def render_reflectance(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarray:
     """Picture of three bands, each stretched from its 2nd to its 98th percentile, brightened; white: no data.
 

@@ -9,21 +9,12 @@ import rioxarray  # noqa: F401  (gives datasets their .rio)
 import xarray
 import zarr
 
+from covermap.composite import composite_power, composite_reflectance, mean_of, median_of, sorting_network, to_db_steps
 from covermap.errors import ProductError, SettingError
 from covermap.grid import Grid
 from covermap.raster import write_raster
 from covermap.settings import Composite, Masks, Period
-from covermap.stack import (
-    composite_power,
-    composite_reflectance,
-    mean_of,
-    median_of,
-    open_stack,
-    read_stack,
-    sorting_network,
-    stack_block,
-    to_db_steps,
-)
+from covermap.stack import open_stack, read_stack, stack_block
 
 GRID = Grid(crs="EPSG:32721", left=600000, top=8000040, width=300, height=300)
 PERIOD = Period(start="2021-08-01", end="2021-10-31")

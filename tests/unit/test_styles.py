@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from covermap.legend import Legend, LegendClass
-from covermap.styles import colour_table, render_map, render_reflectance, write_qml
+from covermap.styles import colour_table, render_reflectance, write_qml
 
 
 @pytest.fixture
@@ -35,12 +35,6 @@ def test_qml_names_and_colours_the_classes(tmp_path, legend):
         ("2", "#2532e4", "Water"),
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["map.qml"]
-
-
-def test_map_is_painted_in_the_legends_colours_and_white_elsewhere(legend):
-    picture = render_map(np.array([[0, 1], [2, 200]], np.uint8), legend)
-    assert picture.dtype == np.uint8
-    assert picture.tolist() == [[[255] * 3, [0x1F, 0x8D, 0x49]], [[0x25, 0x32, 0xE4], [255] * 3]]
 
 
 def test_reflectance_is_stretched_band_by_band_from_2_to_98_per_cent():
