@@ -27,6 +27,7 @@ from covermap.settings import (
     Masks,
     Model,
     Name,
+    Registration,
     Section,
     Sentinel1,
     Sentinel2,
@@ -35,7 +36,7 @@ from covermap.settings import (
     first_sentence,
 )
 
-SENSOR_SECTIONS = ("sentinel1", "sentinel2", "masks", "composite")
+SENSOR_SECTIONS = ("sentinel1", "sentinel2", "masks", "composite", "registration")
 
 
 class Config(Section):
@@ -50,6 +51,7 @@ class Config(Section):
     sentinel2: Sentinel2 = Sentinel2()
     masks: Masks = Masks()
     composite: Composite = Composite()
+    registration: Registration = Registration()
     simulator: Simulator = Simulator()
 
     @model_validator(mode="after")

@@ -86,8 +86,10 @@ File = Annotated[Path, BeforeValidator(_on_disk)]
 Unique = AfterValidator(_unique)
 Sensor = Literal["sentinel1", "sentinel2"]
 Sensors = Annotated[tuple[Sensor, ...], Field(min_length=1), Unique]
+Input = Literal["sentinel1", "sentinel2", "terrain"]
+Index = Literal["ndvi", "ndwi", "nbr", "vh_minus_vv"]
 Polarisation = Literal["VV", "VH", "HH", "HV"]
-Band = Literal["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12"]
+Band = Literal["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12"]
 
 
 class Section(BaseModel):
@@ -190,8 +192,9 @@ class Sentinel1(Section):
 
 
 class Sentinel2(Section):
-    """Surface reflectance from Sentinel-2 L2A products or assets."""
+    """Reflectance from Sentinel-2 products or assets: of the surface (L2A), or at the top of the atmosphere (L1C)."""
 
+    level: Literal["L2A", "L1C"] = Field("L2A", description="L1C: top of atmosphere, as some published systems used it")
     bands: Annotated[tuple[Band, ...], Unique] = Field(
         ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12"),
         min_length=1,
@@ -202,8 +205,27 @@ class Sentinel2(Section):
         "nearest", description="how 20 and 60 m bands come to 10 m, and scenes of another zone onto the grid"
     )
     scl: Literal["required", "optional"] = Field(
-        "required", description="optional: a scene without a scene classification counts as clear"
+        "required", description="optional: a scene without a scene classification or cloud mask counts as clear"
     )
+    offsets: Literal["agreed", "declared", "baseline"] = Field(
+        "agreed",
+        description="agreed: an error where an item's own declaration contradicts its baseline; else which one counts",
+    )
+    cloud_model: Literal["none", "s2cloudless"] = Field(
+        "none", description="L1C: a second opinion on clouds, by ten bands (extra 'clouds')"
+    )
+    cloud_probability: float = Field(0.4, gt=0, lt=1, description="what the second opinion calls cloud, from this on")
+
+    @model_validator(mode="after")
+    def _level(self) -> Self:
+        if self.level == "L2A" and "B10" in self.bands:
+            raise ValueError("bands has B10 (cirrus), which exists in Level-1C only: remove it, or set level to L1C")
+        if self.level == "L2A" and self.cloud_model != "none":
+            raise ValueError(
+                f"cloud_model is {self.cloud_model}, which reads top-of-atmosphere reflectance: set level to L1C, or "
+                "cloud_model to none"
+            )
+        return self
 
 
 class Masks(Section):
@@ -212,21 +234,90 @@ class Masks(Section):
     classes: Annotated[tuple[Annotated[int, Field(ge=0, le=11)], ...], Unique] = Field(
         (0, 1, 3, 8, 9, 10, 11), description="SCL classes that are masked"
     )
-    dilate_m: float = Field(40, ge=0, le=2000, description="masked areas grow by this [m]")
+    erode_m: float = Field(
+        0, ge=0, le=200, description="masked areas narrower than twice this are dropped first: bright roofs, sand [m]"
+    )
+    dilate_m: float = Field(40, ge=0, le=2000, description="what is left of masked areas grows by this [m]")
+    max_scene: float = Field(
+        100, ge=0, le=100, description="scenes with a greater share of masked pixels in the area are left out [%]"
+    )
+    unmask_above: float = Field(
+        90, ge=0, le=100, description="a pixel that is masked in more of its observations counts as never masked [%]"
+    )
 
 
 class Composite(Section):
     """How several scenes become one."""
 
-    sentinel1: Literal["mean", "median"] = Field("mean", description="of a month, in linear power")
+    sentinel1: Literal["mean", "median", "first"] = Field("mean", description="of a month, in linear power")
+    directions: Literal["one", "apart", "together"] = Field(
+        "one",
+        description="one: two orbit directions are an error; apart: each has its own bands; together: they are mixed",
+    )
     multitemporal: Literal["none", "quegan_yu"] = Field(
         "none", description="filter of all scenes of the period together, before the mean"
     )
     multitemporal_pixels: int = Field(7, ge=3, le=31, description="its window for local means, odd [px]")
-    sentinel2: Literal["median", "mean"] = Field("median", description="of the period's clear observations")
+    sentinel2: Literal["median", "mean", "medoid", "least_cloudy", "first"] = Field(
+        "median", description="of the clear observations of a step"
+    )
+    every: Literal["period", "year", "quarter", "month", "scene"] = Field(
+        "period", description="steps of Sentinel-2; scene: each day on which there is one"
+    )
+    dates: Annotated[tuple[date, ...], Unique] = Field((), description="steps are the scenes of these days alone")
+    season: tuple[str, str] | None = Field(
+        None, description="first and last day of each year that Sentinel-2 is taken from, as MM-DD"
+    )
+    fill: Literal["none", "nearest", "linear"] = Field(
+        "none", description="what closes gaps of a step: nothing, the nearest step, or lines between steps"
+    )
+    layers: Annotated[tuple[Literal["elevation", "slope", "incidence_angle"], ...], Unique] = Field(
+        (), description="what the ground and the radar's view are like, for models with the input terrain"
+    )
     floor_db: float = Field(-35, ge=-60, le=0, description="lowest backscatter of the composite [dB]")
 
     _odd = field_validator("multitemporal_pixels")(_odd)
+
+    @field_validator("season")
+    @classmethod
+    def _days(cls, season: tuple[str, str] | None) -> tuple[str, str] | None:
+        for day in season or ():
+            try:
+                date.fromisoformat(f"2000-{day}")
+            except ValueError:
+                raise ValueError(f"{day!r} is no day of a year: expected MM-DD in quotes, such as '05-01'") from None
+        return season
+
+    @model_validator(mode="after")
+    def _steps(self) -> Self:
+        if self.dates and self.every != "period":
+            raise ValueError(f"dates are given, but every is {self.every}: remove one of the two")
+        if self.fill != "none" and self.every == "period" and not self.dates:
+            raise ValueError(f"fill is {self.fill}, but there is one step alone: set every or dates, or fill to none")
+        return self
+
+
+class Registration(Section):
+    """How far scenes lie from the composite of them all."""
+
+    mode: Literal["off", "report", "correct"] = Field(
+        "report", description="report: estimate the shift of every scene; correct: move scenes back by it too"
+    )
+    patch_pixels: int = Field(256, ge=64, le=1024, multiple_of=64, description="side of a compared patch [px]")
+    patches: int = Field(64, ge=1, le=1024, description="compared patches of a scene")
+    max_shift_pixels: float = Field(4, gt=0, le=32, description="patches that seem further off are mistaken [px]")
+
+
+class Shoreline(Section):
+    """Where labelled water is not always water, by the NDWI of every clear date (Sefrin et al. 2021)."""
+
+    water: Annotated[tuple[Name, ...], Unique] = Field(min_length=1, description="classes that are water")
+    threshold: float = Field(0.0, ge=-1, le=1, description="water has an NDWI of at least this on every clear date")
+    sweep: Annotated[tuple[Annotated[float, Field(ge=-1, le=1)], ...], Unique] = Field(
+        (-0.6, -0.4, -0.2, 0.0, 0.2, 0.4, 0.6),
+        min_length=2,
+        description="thresholds of results/shorelines/{aoi}.csv, which says what each would exclude",
+    )
 
 
 class Labels(Section):
@@ -236,6 +327,7 @@ class Labels(Section):
     path: File = Field(description="the file")
     legend: File = Field(description="CSV of code, class, name, colour")
     attribute: str | None = Field(None, description="vector: the attribute that holds the code")
+    shoreline: Shoreline | None = Field(None, description="exclude water that comes and goes; none: keep all")
 
     @model_validator(mode="after")
     def _attribute(self) -> Self:
@@ -284,6 +376,7 @@ class Aoi(Section):
     sentinel2: dict[str, Any] = Field({}, description="overrides of the section sentinel2")
     masks: dict[str, Any] = Field({}, description="overrides of the section masks")
     composite: dict[str, Any] = Field({}, description="overrides of the section composite")
+    registration: dict[str, Any] = Field({}, description="overrides of the section registration")
 
     @field_validator("area", mode="before")
     @classmethod
@@ -304,6 +397,9 @@ class Tiles(Section):
     validation: float = Field(0.15, gt=0, lt=0.5, description="share of the cells")
     test: float = Field(0.15, gt=0, lt=0.5, description="share of the cells")
     min_labelled: float = Field(0.5, ge=0, le=1, description="tiles with a smaller share of labelled pixels are left")
+    max_cloud: float = Field(
+        15, ge=0, le=100, description="tiles of which a greater share of Sentinel-2 was never clear are left [%]"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -353,7 +449,12 @@ class Model(Section):
         json_schema_extra={"anyOf": [options.model_json_schema() for options in OPTIONS.values()]},
     )
     train_on: Annotated[tuple[Name, ...], Unique] = Field(min_length=1, description="areas whose labels it learns from")
-    sensors: Sensors = Field(("sentinel1", "sentinel2"), description="inputs")
+    sensors: Annotated[tuple[Input, ...], Field(min_length=1), Unique] = Field(
+        ("sentinel1", "sentinel2"), description="inputs; terrain: the layers of the areas' composites"
+    )
+    indices: Annotated[tuple[Index, ...], Unique] = Field(
+        (), description="further input bands, computed from the others on the device"
+    )
     seed: int = Field(0, ge=0, description="of the split, the weights and the order of tiles")
     tiles: Tiles = Tiles()
     training: Training = Training()
