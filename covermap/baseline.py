@@ -43,7 +43,8 @@ def map_baseline(
     stacks, blocks : stacks of the area, and their grids.
     baseline : class ids, uint8, 0 where nothing is held out; on the grid of the map.
     grid : of the map.
-    sensors, tiles, seed : inputs and split of the model to compare with.
+    sensors, tiles, seed : inputs and split of the model to compare with; its indices tell the forest nothing that is
+        not in them.
 
     Raises
     ------
@@ -65,8 +66,9 @@ def map_baseline(
         if part is None:
             continue
         row, column = part.offset_in(block)
-        read = read_stack(path, slice(row, row + part.height), slice(column, column + part.width))
-        inputs = {KEYS[sensor]: read[KEYS[sensor]] for sensor in sensors}
+        keys = [KEYS[sensor] for sensor in sensors]
+        read = read_stack(path, slice(row, row + part.height), slice(column, column + part.width), keys)
+        inputs = {key: read[key] for key in keys}
         held_out = (split_of(part, tiles, seed) == TEST) & observed(inputs)
         if held_out.any():
             row, column = part.offset_in(grid)

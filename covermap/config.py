@@ -18,8 +18,10 @@ from pydantic import (
     model_validator,
 )
 
+from covermap.dates import step_names, steps_of
 from covermap.errors import SettingError
 from covermap.legend import Legend, read_legend
+from covermap.models import INDICES
 from covermap.settings import (
     Aoi,
     Composite,
@@ -75,20 +77,93 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _directions_have_a_meaning(self) -> Self:
+        for name in self.aois:
+            composite, radar = self._composite(name), self.section("sentinel1", name)
+            assert isinstance(radar, Sentinel1)
+            if composite.directions == "one":
+                continue
+            if radar.orbit_state is not None:
+                raise ValueError(
+                    f"composite.directions is {composite.directions} for aois.{name}, but sentinel1.orbit_state leaves "
+                    f"{radar.orbit_state} alone: remove one of the two"
+                )
+            if "incidence_angle" in composite.layers:
+                raise ValueError(
+                    f"composite.layers has incidence_angle, but composite.directions is {composite.directions} for "
+                    f"aois.{name}, and two directions have no angle in common: remove one of the two"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _layers_have_their_sources(self) -> Self:
+        for name, aoi in self.aois.items():
+            layers, radar = self._composite(name).layers, self.section("sentinel1", name)
+            assert isinstance(radar, Sentinel1)
+            ground = [layer for layer in layers if layer != "incidence_angle"]
+            if ground and aoi.dem is None:
+                raise ValueError(f"aois.{name}.dem is not set, but composite.layers has {ground[0]}: give heights")
+            if ground != list(layers) and not ("sentinel1" in aoi.sensors and "incidence_angle" in radar.layers):
+                raise ValueError(
+                    f"composite.layers has incidence_angle, which the scenes of aois.{name} do not bring: add it to "
+                    f"sentinel1.layers, and sentinel1 to aois.{name}.sensors"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _areas_suit_their_models(self) -> Self:
         for name, model in self.models.items():
+            self._must_see(name)
             mapped = [area for area, settings in self.aois.items() if settings.model == name]
             users = list(dict.fromkeys([*model.train_on, *mapped]))
             for user in users:
-                missing = sorted(set(model.sensors) - set(self.aois[user].sensors))
+                missing = sorted({*model.sensors} - {*self.aois[user].sensors, "terrain"})
                 if missing:
                     raise ValueError(
                         f"models.{name}.sensors wants {', '.join(missing)}, which aois.{user}.sensors lacks: add it "
                         "there, or take it from the model"
                     )
+                if "terrain" in model.sensors and not self._composite(user).layers:
+                    raise ValueError(
+                        f"models.{name}.sensors wants terrain, but composite.layers is empty for aois.{user}: name "
+                        "its layers there, or take terrain from the model"
+                    )
+                self._must_have_bands(name, user)
             for one, other in pairwise(users):
                 self._must_agree(name, one, other)
         return self
+
+    def _must_see(self, model: str) -> None:
+        """Refuse a model without a satellite, and an index of an input that the model does not have."""
+        sensors = self.models[model].sensors
+        if sensors == ("terrain",):
+            raise ValueError(
+                f"models.{model}.sensors is terrain alone, and nothing is mapped that no satellite saw: add sentinel1 "
+                "or sentinel2"
+            )
+        for index in self.models[model].indices:
+            if (sensor := INDICES[index][0]) not in sensors:
+                raise ValueError(
+                    f"models.{model}.indices has {index}, which comes from {sensor}: add it to models.{model}.sensors, "
+                    "or remove the index"
+                )
+
+    def _must_have_bands(self, model: str, aoi: str) -> None:
+        """Refuse an index whose bands an area does not have."""
+        radar, optics = self.section("sentinel1", aoi), self.section("sentinel2", aoi)
+        assert isinstance(radar, Sentinel1) and isinstance(optics, Sentinel2)
+        given: dict[str, tuple[str, tuple[str, ...]]] = {
+            "sentinel1": ("polarisations", radar.polarisations),
+            "sentinel2": ("bands", optics.bands),
+        }
+        for index in self.models[model].indices:
+            sensor, *bands = INDICES[index]
+            setting, names = given[sensor]
+            if missing := [band for band in bands if band not in names]:
+                raise ValueError(
+                    f"models.{model}.indices has {index}, which needs {missing[0]}, but {sensor}.{setting} of "
+                    f"aois.{aoi} has {', '.join(names)}: add it there, or remove the index"
+                )
 
     def _must_agree(self, model: str, one: str, other: str) -> None:
         """Refuse two areas of one model whose inputs would mean different things."""
@@ -106,9 +181,29 @@ class Config(Section):
         if "sentinel1" in self.models[model].sensors:
             yield "sentinel1.polarisations", radar.polarisations
             yield "sentinel1.convention", radar.convention
+            yield "composite.directions", self._composite(aoi).directions
             yield "calendar months of the period", tuple(month[5:] for month in self.aois[aoi].period.months)
         if "sentinel2" in self.models[model].sensors:
+            yield "sentinel2.level", optics.level
             yield "sentinel2.bands", optics.bands
+            yield "composite.every", self._composite(aoi).every
+            yield "Sentinel-2 steps of the period", self._steps(aoi)
+            yield "composite.fill", self._composite(aoi).fill
+        if "terrain" in self.models[model].sensors:
+            yield "composite.layers", self._composite(aoi).layers
+
+    def _steps(self, aoi: str) -> tuple[str, ...]:
+        """What the Sentinel-2 steps of an area mean; where each is a scene, only its stacks can tell."""
+        composite = self._composite(aoi)
+        if composite.every == "scene":
+            return ()
+        steps = steps_of(self.aois[aoi].period, composite, composite.dates)
+        return tuple(step_names(composite.every, [first for first, _ in steps]))
+
+    def _composite(self, aoi: str) -> Composite:
+        composite = self.section("composite", aoi)
+        assert isinstance(composite, Composite)
+        return composite
 
     def section(self, name: str, aoi: str) -> Section:
         """A sensor's settings for one area: the common ones with the area's overrides."""
@@ -145,6 +240,7 @@ def _check_models(config: Config) -> None:
     """Refuse areas that the model of their map does not fit, and labels that a model cannot learn together."""
     for name, aoi in config.aois.items():
         check_window(config, name, aoi.model)
+        check_shoreline(config, name)
         for key, labels in (("labels", aoi.labels), ("reference", aoi.reference)):
             if labels is not None:
                 try:
@@ -183,6 +279,33 @@ def check_window(config: Config, aoi: str, model: str) -> None:
             f"models.{model}.prediction.window_pixels is {window}: expected at most aois.{aoi}.block_pixels, which is "
             f"{block}, so lessen the window or enlarge the blocks"
         )
+
+
+def check_shoreline(config: Config, aoi: str) -> None:
+    """Refuse a shoreline without the bands of its NDWI, of classes that are unknown, or of a reference map.
+
+    ASSUME: maps are compared with the whole reference and the whole labels, so that no threshold makes a map look
+    better; hence a reference has no shoreline.
+    """
+    settings, optics = config.aois[aoi], config.section("sentinel2", aoi)
+    assert isinstance(optics, Sentinel2)
+    if settings.reference is not None and settings.reference.shoreline is not None:
+        raise SettingError(
+            f"aois.{aoi}.reference.shoreline is set, but maps are compared with the whole reference: remove it"
+        )
+    if settings.labels is None or settings.labels.shoreline is None:
+        return
+    key = f"aois.{aoi}.labels.shoreline"
+    if "sentinel2" not in settings.sensors:
+        raise SettingError(f"{key} needs Sentinel-2: add it to aois.{aoi}.sensors, or remove the shoreline")
+    if missing := [band for band in INDICES["ndwi"][1:] if band not in optics.bands]:
+        raise SettingError(f"{key} needs the band {missing[0]}: add it to sentinel2.bands, or remove the shoreline")
+    known = [entry.key for entry in read_legend(settings.labels.legend).classes]
+    for name in settings.labels.shoreline.water:
+        if name not in known:
+            raise SettingError(
+                f"{key}.water has {name!r}, which is no class of {settings.labels.legend}: it has {', '.join(known)}"
+            )
 
 
 def check_files(config: Config, aoi: str, made: Collection[Path] = ()) -> None:

@@ -26,7 +26,19 @@ from covermap.errors import CoverageError, ProductError
 from covermap.files import whole
 from covermap.labels import check_overlap, in_degrees
 from covermap.providers import PROVIDERS
-from covermap.scenes import Item, footprint, meets, moment, read_listing, sensor_of
+from covermap.scenes import (
+    SUPERSEDES,
+    Item,
+    footprint,
+    level_of,
+    meets,
+    moment,
+    platform_of,
+    product_name,
+    read_listing,
+    sensor_of,
+    tile_of,
+)
 from covermap.settings import Period, Provider, Sensor
 
 log = logging.getLogger(__name__)
@@ -41,6 +53,7 @@ def search_scenes(
     period: Period,
     sensors: tuple[Sensor, ...],
     provider: Provider,
+    level: str,
     max_cloud: float,
     catalog: Path | None,
     pinned: Path | None,
@@ -54,12 +67,15 @@ def search_scenes(
         Output: a FeatureCollection of STAC items sorted by id; the same answer gives the same bytes.
     area
         Polygon in lon/lat as WKT.
+    level
+        L2A or L1C: Sentinel-2 scenes of another level are left out.
     max_cloud
         Sentinel-2 scenes with a greater ``eo:cloud_cover`` are left out [%].
     catalog
         The file that the provider reads, where it reads one.
     pinned
-        A list that a person chose instead of a search; its scenes of the area, sensors and period are all taken.
+        A list that a person chose instead of a search; its scenes of the area, sensors, level and period are all
+        taken, but each acquisition of a Sentinel-2 tile once.
     labels
         Label file, which must meet the area; checked here, before anything is fetched.
 
@@ -75,11 +91,14 @@ def search_scenes(
         check_overlap(labels, polygon)
     search = partial(import_module(PROVIDERS[provider.name]).search, catalog=catalog)
     found = read_pinned(pinned, polygon, period, sensors) if pinned else search(polygon, period, sensors)
-    items = found if pinned else newest_baseline(clear_enough(found, max_cloud))
+    of_this_level = of_level(found, level)
+    items = newest_baseline(of_this_level if pinned else clear_enough(of_this_level, max_cloud))
     for sensor in sensors:
         scenes = [item for item in items if sensor_of(item) == sensor]
         if not scenes:
-            reason = PIN_OTHERS if pinned else _why_none(search, polygon, period, sensor, found, max_cloud)
+            reason = _of_other_level(found, sensor, level)
+            if not reason:
+                reason = PIN_OTHERS if pinned else _why_none(search, polygon, period, sensor, found, max_cloud)
             raise CoverageError(
                 f"{pinned or f'provider {provider.name}'} has no {sensor} scene of the area {in_degrees(polygon)} "
                 f"from {period.start} to {period.end}: {reason}"
@@ -222,47 +241,77 @@ def clear_enough(items: Iterable[Item], max_cloud: float) -> list[Item]:
     return clear
 
 
-def newest_baseline(items: Sequence[Item]) -> list[Item]:
-    """The items without those of a Sentinel-2 acquisition that another processed with a later baseline.
+def of_level(items: Iterable[Item], level: str) -> list[Item]:
+    """The items without Sentinel-2 scenes that tell another level (L2A or L1C); one that tells none stays."""
+    kept = []
+    for item in items:
+        if sensor_of(item) == "sentinel2" and level_of(item) not in ("", level):
+            log.info("%s left out: it is of level %s, not %s", item["id"], level_of(item), level)
+        else:
+            kept.append(item)
+    return kept
 
-    An acquisition is a tile, a platform and the time in the product's name, or the item's own to the second. Two
-    products of one baseline are both kept: they may be the two parts of a tile that two ground stations received.
+
+def newest_baseline(items: Sequence[Item]) -> list[Item]:
+    """The items with each Sentinel-2 acquisition of a tile once: that of the latest processing baseline.
+
+    An acquisition is a tile, a platform and the time in the product's name, or the item's own to the second. Products
+    of one baseline are both kept where they may be the two parts of a tile that two ground stations received; of those
+    that tell the same start of their datastrip, the one made last is. What is kept names the others' ids in the
+    property ``covermap:supersedes``.
     """
     acquisitions: dict[tuple[str, ...], list[Item]] = defaultdict(list)
     for item in items:
         acquisitions[_acquisition(item)].append(item)
-    kept = set()
+    kept: dict[str, Item] = {}
     for same in acquisitions.values():
         newest = max(map(_baseline, same))
-        winners = [item["id"] for item in same if _baseline(item) == newest]
-        kept.update(winners)
-        for item in same:
-            if item["id"] not in kept:
-                log.info("%s left out: %s has the later baseline %s", item["id"], winners[0], newest)
-    return [item for item in items if item["id"] in kept]
+        winners = _last_made([item for item in same if _baseline(item) == newest])
+        older = sorted({item["id"] for item in same} - {item["id"] for item in winners})
+        for name in older:
+            log.info("%s left out: %s has the later baseline %s or was made later", name, winners[0]["id"], newest)
+        kept.update({item["id"]: _superseding(item, older) for item in winners})
+    return [kept[item["id"]] for item in items if item["id"] in kept]
 
 
-PRODUCT_NAME = re.compile(r"S2._MSIL2A_(?P<time>\d{8}T\d{6})_N(?P<baseline>\d{4})_R\d{3}_T(?P<tile>\w{5})_")
+def _last_made(same: Sequence[Item]) -> list[Item]:
+    """Of products of one acquisition and baseline the last one of each datastrip, sorted by id."""
+    strips = {_datastrip(item): item for item in sorted(same, key=_made)}
+    return sorted(strips.values(), key=lambda item: str(item["id"]))
 
 
-def _product_name(item: Item) -> re.Match[str] | None:
-    return PRODUCT_NAME.match(str(item["properties"].get("s2:product_uri") or item["id"]))
+def _superseding(item: Item, older: Sequence[str]) -> Item:
+    """The item with the ids of what it replaces, those that it names already included."""
+    named = sorted({*item["properties"].get(SUPERSEDES, ()), *older})
+    return {**item, "properties": {**item["properties"], SUPERSEDES: named}} if named else item
 
 
 def _acquisition(item: Item) -> tuple[str, ...]:
-    properties, name = item["properties"], _product_name(item)
-    tile = properties.get("s2:mgrs_tile") or str(properties.get("grid:code") or "").removeprefix("MGRS-")
-    tile = name["tile"] if name else str(tile).removeprefix("T")
+    tile = tile_of(item)
     if sensor_of(item) != "sentinel2" or not tile:
         return (item["id"],)
-    time = name["time"] if name else f"{moment(item):%Y%m%dT%H%M%S}"
-    return str(properties.get("platform", "")).lower(), tile, time
+    name = product_name(item)
+    return platform_of(item), tile, name["time"] if name else f"{moment(item):%Y%m%dT%H%M%S}"
 
 
 def _baseline(item: Item) -> str:
-    name = _product_name(item)
+    """Processing baseline as four digits; one that a person's own processor left (99.99) comes before all."""
+    name = product_name(item)
     told = item["properties"].get("s2:processing_baseline") or item["properties"].get("processing:version")
-    return str(told).replace(".", "").zfill(4) if told else name["baseline"] if name else "0000"
+    digits = str(told).replace(".", "").zfill(4) if told else (name and name["baseline"]) or "0000"
+    return "0000" if digits == "9999" else digits
+
+
+def _made(item: Item) -> tuple[str, str]:
+    """When a product was made, as far as it is told, then its id."""
+    name, told = product_name(item), item["properties"].get("s2:generation_time")
+    return (name["made"] if name else re.sub(r"[^0-9T]", "", str(told or ""))[:15]), item["id"]
+
+
+def _datastrip(item: Item) -> str:
+    """Start of the datastrip that a product is cut from; its id where that is untold."""
+    told = re.search(r"_S(\d{8}T\d{6})_", str(item["properties"].get("s2:datastrip_id")))
+    return told[1] if told else item["id"]
 
 
 def read_pinned(pinned: Path, area: BaseGeometry, period: Period, sensors: Sequence[str]) -> list[Item]:
@@ -279,6 +328,15 @@ def read_pinned(pinned: Path, area: BaseGeometry, period: Period, sensors: Seque
 
 
 PIN_OTHERS = "pin scenes of this area, period and sensor, or take the sensor out of the area's sensors"
+
+
+def _of_other_level(found: Sequence[Item], sensor: str, level: str) -> str:
+    """What to change where all scenes of a sensor are of another level; empty: they are not."""
+    scenes = [item for item in found if sensor_of(item) == sensor]
+    if not scenes or of_level(scenes, level):
+        return ""
+    other = level_of(scenes[0])
+    return f"{len(scenes)} are of level {other}, so set sentinel2.level to {other} or bring those of level {level}"
 
 
 def _why_none(

@@ -10,6 +10,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from covermap.errors import ModelError
 from covermap.grid import Grid, false_origin
-from covermap.inputs import DTYPE, NODATA, meaning_of, must_mean, observed
+from covermap.inputs import DAY, DTYPE, NODATA, is_filled, meaning_of, must_mean, observed
 from covermap.models.normalise import Normalised
 from covermap.raster import write_raster
 from covermap.settings import Prediction
@@ -94,7 +95,7 @@ def predict_rows(
     """
     window = settings.window_pixels
     step = window - int(window * settings.overlap)
-    shapes = net.shapes
+    read = partial(read_lattice, sources, shapes=net.shapes, days=is_filled(net.meaning))
     east0, north0 = false_origin(block.crs)
     left, top = round((block.left - east0) / block.pixel_m), round((north0 - block.top) / block.pixel_m)
     bell = blend_weights(window, step)
@@ -107,7 +108,7 @@ def predict_rows(
     for number, row in enumerate(tqdm(starts, "predict", disable=not sys.stderr.isatty())):
         for first in range(0, len(columns), settings.batch):
             chosen = columns[first : first + settings.batch]
-            batch = [read_lattice(sources, block.window(row - top, c - left, window, window), shapes) for c in chosen]
+            batch = [read(block.window(row - top, c - left, window, window)) for c in chosen]
             scored = window_probabilities(net, batch, settings.batch, device)  # (batch, K, window, window)
             for place, values in zip(chosen, scored, strict=False):
                 at = slice(place - columns[0], place - columns[0] + window)
@@ -117,32 +118,39 @@ def predict_rows(
         low, high = max(row, top), min(row + done, top + block.height)
         if low < high:
             part = total[:, low - row : high - row, left - columns[0] : left - columns[0] + block.width]
-            inputs = read_lattice(sources, block.window(low - top, 0, high - low, block.width), shapes)
+            inputs = read(block.window(low - top, 0, high - low, block.width))
             yield classify(part, observed(inputs))
         total = torch.cat([total[:, step:], torch.zeros_like(total[:, :step])], 1)
         log.info("window row %d of %d", number + 1, len(starts))
 
 
 def read_lattice(
-    sources: list[tuple[Grid, Path]], grid: Grid, shapes: dict[str, tuple[int, int]]
+    sources: list[tuple[Grid, Path]], grid: Grid, shapes: dict[str, tuple[int, int]], days: bool
 ) -> dict[str, np.ndarray]:
-    """Integers (T, C, y, x) of any window of the lattice, put together from the stacks that it meets."""
+    """Integers (T, C, y, x) of any window of the lattice, put together from the stacks that it meets.
+
+    ``days``: those of s2 (T, y, x) come with it.
+    """
     out = {key: np.full((*shape, *grid.shape), NODATA[key], DTYPE[key]) for key, shape in shapes.items()}
+    if days:
+        out[DAY] = np.zeros((shapes["s2"][0], *grid.shape), np.int16)
     for block, path in sources:
         part = block.cropped(grid.bounds)
         if part is None:
             continue
         row, column = part.offset_in(block)
-        read = read_stack(path, slice(row, row + part.height), slice(column, column + part.width))
+        place = slice(row, row + part.height), slice(column, column + part.width)
+        read = read_stack(path, *place, list(out))
         row, column = part.offset_in(grid)
         for key, shape in shapes.items():
             if key not in read or read[key].shape[:2] != shape:
                 found = read[key].shape[:2] if key in read else "none"
                 raise ModelError(
                     f"stack {path} has {found} steps and bands of {key}, the network learned from {shape}: "
-                    "map an area with the sensors, months and bands of the training area"
+                    "map an area with the inputs, steps and bands of the training area"
                 )
-            out[key][:, :, row : row + part.height, column : column + part.width] = read[key]
+        for key, values in out.items():
+            values[..., row : row + part.height, column : column + part.width] = read[key]
     return out
 
 
@@ -151,8 +159,8 @@ def window_probabilities(
     net: Normalised, windows: list[dict[str, np.ndarray]], size: int, device: torch.device
 ) -> Tensor:
     """Class probabilities (size, K, y, x); the batch is filled up, since kernels differ with its size."""
-    filled = windows + windows[:1] * (size - len(windows))
-    batch = on_device({key: np.stack([window[key] for window in filled]) for key in net.shapes}, device)
+    full = windows + windows[:1] * (size - len(windows))
+    batch = on_device({key: np.stack([window[key] for window in full]) for key in windows[0]}, device)
     with reduced_precision(device):
         return net.probabilities(batch)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import json
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import rasterio
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image, UnidentifiedImageError
 from pyproj import Transformer
 from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -27,6 +29,8 @@ from covermap.errors import ProductError
 from covermap.files import whole
 from covermap.grid import Grid
 from covermap.legend import Legend
+from covermap.quality import KINDS, satellite_name
+from covermap.quicklook import TONES
 from covermap.raster import grid_of
 from covermap.scenes import moment, read_listing, sensor_of
 from covermap.settings import Period
@@ -47,6 +51,7 @@ COMMON_TAGS = {"AREA_OR_POINT", "covermap"}
 PACKAGES = ("numpy", "rasterio", "zarr", "torch", "snakemake")
 CHART = {"width": 400, "height": 230, "left": 44, "right": 300, "top": 16, "bottom": 192}
 LABEL_GAP = 15  # between the names at the ends of two lines of a chart
+THUMBNAILS, THUMBNAIL_PIXELS, THUMBNAIL_QUALITY = 24, 200, 62  # of all scenes together; their longer side
 
 
 def report(
@@ -64,6 +69,10 @@ def report(
     accuracy: Path | None = None,
     metrics: Path | None = None,
     training_log: Path | None = None,
+    quality: list[Path] | None = None,
+    quicklooks: list[Path] | None = None,
+    unused: dict[str, str] | None = None,
+    corrected: bool = False,
 ) -> None:
     """Step: one HTML page that works from disk and offline.
 
@@ -78,6 +87,9 @@ def report(
     notes : a caution shown above the map.
     accuracy : of `covermap.accuracy.evaluate`; none: the page says that the map was not evaluated.
     metrics, training_log : of the training; none: no learning curves.
+    quality, quicklooks : of ``check_scene``, for the scenes that were used, in one order; none: only their dates.
+    unused : why other scenes of the list were not used, by id.
+    corrected : whether scenes were moved back by their shifts.
 
     Raises
     ------
@@ -94,6 +106,7 @@ def report(
         raise ProductError(f"{map} or {confidence} cannot be read ({error}): remove it and run again") from error
     figures = _read_json(accuracy)
     training = _read_json(metrics)
+    checked = [each for each in (_read_json(path) for path in quality or []) if each]
     reflectance, clear = survey_stacks(stacks, grid, step)
     areas = figures["areas_ha"] if figures else class_areas(map, legend)
     template = _environment().get_template("report.html.j2")
@@ -119,7 +132,15 @@ def report(
         charts=_charts(training_log),
         training=training,
         clear=clear,
-        tracks=_tracks(list(read_listing(listing).values()), period),
+        tracks=_tracks(
+            list(read_listing(listing).values()),
+            period,
+            {each["scene"]: each for each in checked if not each["left_out"]},
+        ),
+        tones={kind: "#{:02x}{:02x}{:02x}".format(*TONES[kind]) for kind in KINDS},
+        scenes=_scenes(checked, quicklooks or []),
+        unused=unused or {},
+        corrected=corrected,
         facts=_facts(grid, tags, model, training),
     )
     with whole(report) as part:
@@ -134,7 +155,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "points": _points}
+    environment.filters |= {"percent": _percent, "points": _points, "satellite": satellite_name}
     return environment
 
 
@@ -401,12 +422,21 @@ def _chart(title: str, epochs: list[int], lines: dict[str, list[float]], ticks: 
 # --- scenes and facts
 
 
-def _tracks(items: list[dict[str, Any]], period: Period) -> dict[str, Any]:
-    """Scenes by sensor and date: number, mean cloud cover and the place within the period in per cent."""
+def _tracks(items: list[dict[str, Any]], period: Period, checked: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Scenes by sensor and date: number, mean cloud cover and the place within the period in per cent.
+
+    ``shown`` is the share of the area that was seen and clear, by the figures of the ``checked`` scenes of that day;
+    None where none was.
+    """
     days = (period.end - period.start).days + 1
     by_date: dict[tuple[str, date], list[dict[str, Any]]] = defaultdict(list)
+    shown: dict[tuple[str, date], list[float]] = defaultdict(list)
     for item in items:
-        by_date[sensor_of(item), moment(item).date()].append(item["properties"])
+        at = sensor_of(item), moment(item).date()
+        by_date[at].append(item["properties"])
+        if item["id"] in checked:
+            shares = checked[item["id"]]["shares"]
+            shown[at].append(shares.get("clear", 1 - shares["no_data"]))
     sensors: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for (sensor, day), scenes in sorted(by_date.items()):
         clouds = [scene["eo:cloud_cover"] for scene in scenes if scene.get("eo:cloud_cover") is not None]
@@ -416,6 +446,7 @@ def _tracks(items: list[dict[str, Any]], period: Period) -> dict[str, Any]:
                 "scenes": len(scenes),
                 "platforms": ", ".join(sorted({str(scene.get("platform", "–")) for scene in scenes})),
                 "cloud": sum(clouds) / len(clouds) if clouds else None,
+                "shown": min(sum(shown[sensor, day]), 1) if shown[sensor, day] else None,
                 "at": 100 * ((day - period.start).days + 0.5) / days,
             }
         )
@@ -428,6 +459,61 @@ def _tracks(items: list[dict[str, Any]], period: Period) -> dict[str, Any]:
             for month, start in list(zip(period.months, starts, strict=True))[::every]
         ],
     }
+
+
+def _scenes(checked: Sequence[dict[str, Any]], quicklooks: Sequence[Path]) -> list[dict[str, Any]]:
+    """Figures of the scenes of each sensor in order of time, and small pictures of some of them."""
+    pictures = {path.stem: path for path in quicklooks}
+    told = sorted((each | {"moved": _moved(each)} for each in checked), key=lambda each: each["datetime"])
+    sensors = {name: [each for each in told if each["sensor"] == name] for name in ("sentinel2", "sentinel1")}
+    most = {"sentinel2": 2 * THUMBNAILS // 3, "sentinel1": THUMBNAILS // 3} if all(sensors.values()) else {}
+    return [
+        {
+            "sensor": sensor,
+            "name": SENSOR_NAMES[sensor],
+            "rows": rows,
+            "thumbnails": [
+                each | {"picture": _thumbnail(pictures[each["scene"]], each["picture_pixels"])}
+                for each in _evenly(rows, most.get(sensor, THUMBNAILS))
+            ],
+        }
+        for sensor, rows in sensors.items()
+        if rows
+    ]
+
+
+def _moved(figures: dict[str, Any]) -> dict[str, Any] | None:
+    """A scene's shift as told in the table."""
+    shift = figures["shift"]
+    if shift is None:
+        return None
+    right, down = shift["right_pixels"], shift["down_pixels"]
+    return {
+        "right": f"{right:+.2f}".replace("-", "−"),
+        "down": f"{down:+.2f}".replace("-", "−"),
+        "metres": f"{math.hypot(right, down) * figures['pixel_m']:.1f}",
+        "trusted": shift["trusted"],
+    }
+
+
+def _evenly(rows: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """At most so many of them, the first and the last among them."""
+    if len(rows) <= most:
+        return list(rows)
+    return [rows[round(index * (len(rows) - 1) / (most - 1))] for index in range(most)]
+
+
+def _thumbnail(path: Path, size: Sequence[int]) -> str:
+    """A scene's picture made small, without the lines under it."""
+    try:
+        with Image.open(path) as picture:
+            small = picture.convert("RGB").crop((0, 0, size[0], size[1]))
+    except (OSError, UnidentifiedImageError) as error:
+        raise ProductError(f"{path} cannot be read as a picture ({error}): remove it and run again") from error
+    small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), reducing_gap=3)
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=THUMBNAIL_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _facts(grid: Grid, tags: dict[str, str], model: str, training: dict[str, Any] | None) -> list[tuple[str, str]]:

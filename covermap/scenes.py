@@ -21,7 +21,13 @@ Item = dict[str, Any]
 
 SCENE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 TREND = ("sigma0", "beta0", "gamma0")  # conventions in which backscatter falls with the incidence angle
-OTHER_LEVELS = {"l1c", "msil1c", "s2msi1c", "slc", "ocn"}  # words of ids, collections and types that no step reads
+OTHER_LEVELS = {"slc", "ocn"}  # words of ids, collections and types that no step reads
+OPTICAL_LEVELS = {"l1c": "L1C", "msil1c": "L1C", "s2msi1c": "L1C", "l2a": "L2A", "msil2a": "L2A", "s2msi2a": "L2A"}
+OPTICAL_PRODUCT = re.compile(  # Planetary Computer leaves the baseline out
+    r"(?P<unit>S2[A-D])_MSI(?P<level>L1C|L2A)_(?P<time>\d{8}T\d{6})_(?:N(?P<baseline>\d{4})_)?R\d{3}_T(?P<tile>\w{5})_"
+    r"(?P<made>\d{8}T\d{6})"
+)
+SUPERSEDES = "covermap:supersedes"  # property of an item: ids of the same acquisition by older processors
 
 
 def read_listing(path: Path) -> dict[str, Item]:
@@ -81,19 +87,55 @@ def sensor_of(item: Item) -> str:
     Raises
     ------
     ProductError
-        Another sensor, or a level that covermap does not read (such as L1C or SLC).
+        Another sensor, or a level that covermap does not read (such as SLC).
     """
-    properties = item["properties"]
     keys = ("platform", "constellation", "sar:product_type", "s2:product_type")
-    told = " ".join(str(word) for word in (item["id"], item.get("collection"), *map(properties.get, keys))).lower()
-    words = set(re.split(r"[^a-z0-9]+", told))
+    told = _words(item["id"], item.get("collection"), *map(item["properties"].get, keys))
+    words = set(told.split())
     if words & OTHER_LEVELS:
         level = min(words & OTHER_LEVELS).upper()
-        raise ProductError(f"item {item['id']} is of level {level}: expected Sentinel-2 L2A, or Sentinel-1 GRD or RTC")
+        raise ProductError(f"item {item['id']} is of level {level}: expected Sentinel-2, or Sentinel-1 GRD or RTC")
     for number in "12":
-        if re.search(rf"sentinel-?{number}", told) or words & {f"s{number}{unit}" for unit in "abcd"}:
+        if re.search(rf"sentinel ?{number}", told) or words & {f"s{number}{unit}" for unit in "abcd"}:
             return f"sentinel{number}"
     raise ProductError(f"item {item['id']} is of no known sensor: expected the platform sentinel-1 or sentinel-2")
+
+
+def _words(*texts: object) -> str:
+    """Small letters and digits of all texts, in words."""
+    return re.sub(r"[^a-z0-9]+", " ", " ".join(map(str, texts)).lower())
+
+
+def level_of(item: Item) -> str:
+    """``L1C`` or ``L2A`` of a Sentinel-2 item, by the first field that tells it; empty: untold."""
+    properties = item["properties"]
+    fields = ("s2:product_uri", "s2:product_type", "product:type")
+    for text in (*map(properties.get, fields), item["id"], item.get("collection")):
+        levels = {OPTICAL_LEVELS[word] for word in _words(text).split() if word in OPTICAL_LEVELS}
+        if len(levels) == 1:
+            return levels.pop()
+    return ""
+
+
+def product_name(item: Item) -> re.Match[str] | None:
+    """Name of the Sentinel-2 product that an item is made of, in its parts (OPTICAL_PRODUCT)."""
+    return OPTICAL_PRODUCT.match(str(item["properties"].get("s2:product_uri") or item["id"]))
+
+
+def tile_of(item: Item) -> str:
+    """MGRS tile of a Sentinel-2 item, such as ``33TWM``; empty: untold."""
+    if name := product_name(item):
+        return name["tile"]
+    properties = item["properties"]
+    told = properties.get("s2:mgrs_tile") or properties.get("grid:code") or ""
+    return str(told).removeprefix("MGRS-").removeprefix("T")
+
+
+def platform_of(item: Item) -> str:
+    """Satellite of a Sentinel-2 item, such as ``sentinel-2a``; empty: untold."""
+    told = str(item["properties"].get("platform") or "").lower()
+    name = product_name(item)
+    return told or (f"sentinel-{name['unit'][1:].lower()}" if name else "")
 
 
 def moment(item: Item) -> datetime:
@@ -129,22 +171,26 @@ def is_grd(item: Item) -> bool:
     )
 
 
-def one_view(items: Iterable[Item], settings: Sentinel1, dem: Path | None, aoi: str) -> list[Item]:
+def one_view(
+    items: Iterable[Item], settings: Sentinel1, dem: Path | None, aoi: str, directions: str = "one"
+) -> list[Item]:
     """The items of an area without the Sentinel-1 scenes that the settings leave out.
 
-    What is left is seen from one side and, where its backscatter depends on the incidence angle, from one track, so
-    that a stack may average it; that is told here, before anything is fetched.
+    What is left is seen from one side, unless ``directions`` say otherwise, and, where its backscatter depends on the
+    incidence angle, from one track a side, so that a stack may average it; that is told here, before anything is
+    fetched.
 
     Parameters
     ----------
     settings : of the area; ``orbit_state`` and ``relative_orbits`` choose.
     dem : of the area.
     aoi : the area's name, for messages.
+    directions : of the composite: ``one``, ``apart`` or ``together``.
 
     Raises
     ------
     CoverageError
-        The settings leave out all Sentinel-1 scenes.
+        The settings leave out all Sentinel-1 scenes, or those of one direction where both are wanted.
     SettingError
         Scenes of two orbit directions, GRD products of two tracks without one incidence angle, or without a DEM.
     """
@@ -158,14 +204,27 @@ def one_view(items: Iterable[Item], settings: Sentinel1, dem: Path | None, aoi: 
             f"there are {_counted(radar, 'sat:orbit_state')}, of the tracks {_counted(radar, 'sat:relative_orbit')}, "
             "so choose among these"
         )
-    if len({_told(item, "sat:orbit_state") for item in chosen}) > 1:
-        raise SettingError(
-            f"aois.{aoi}: its Sentinel-1 scenes are {_counted(chosen, 'sat:orbit_state')}, and two orbit "
-            "directions must not be averaged: set sentinel1.orbit_state to one"
+    _check_directions(aoi, chosen, directions)
+    for state in sorted({_told(item, "sat:orbit_state") for item in chosen}):
+        _check_products(
+            aoi, [item for item in chosen if is_grd(item) and _told(item, "sat:orbit_state") == state], settings, dem
         )
-    _check_products(aoi, [item for item in chosen if is_grd(item)], settings, dem)
     left_out = {item["id"] for item in radar} - {item["id"] for item in chosen}
     return [item for item in items if item["id"] not in left_out]
+
+
+def _check_directions(aoi: str, scenes: Sequence[Item], directions: str) -> None:
+    states = {_told(item, "sat:orbit_state") for item in scenes}
+    if directions == "one" and len(states) > 1:
+        raise SettingError(
+            f"aois.{aoi}: its Sentinel-1 scenes are {_counted(scenes, 'sat:orbit_state')}, and two orbit "
+            "directions must not be averaged: set sentinel1.orbit_state to one, or composite.directions to apart"
+        )
+    if directions == "apart" and scenes and states != {"ascending", "descending"}:
+        raise CoverageError(
+            f"aois.{aoi}: composite.directions is apart, but its Sentinel-1 scenes are "
+            f"{_counted(scenes, 'sat:orbit_state')}: expected both ascending and descending ones, or directions: one"
+        )
 
 
 def _check_products(aoi: str, products: Sequence[Item], settings: Sentinel1, dem: Path | None) -> None:

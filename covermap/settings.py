@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from covermap.models import MODELS
+from covermap.models import INDICES, MODELS
 from covermap.models.options import OPTIONS
 from covermap.providers import PROVIDERS
 
@@ -87,7 +87,7 @@ Unique = AfterValidator(_unique)
 Sensor = Literal["sentinel1", "sentinel2"]
 Sensors = Annotated[tuple[Sensor, ...], Field(min_length=1), Unique]
 Input = Literal["sentinel1", "sentinel2", "terrain"]
-Index = Literal["ndvi", "ndwi", "nbr", "vh_minus_vv"]
+Index = Literal[tuple(INDICES)]  # type: ignore[valid-type]
 Polarisation = Literal["VV", "VH", "HH", "HV"]
 Band = Literal["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12"]
 
@@ -452,7 +452,7 @@ class Model(Section):
     sensors: Annotated[tuple[Input, ...], Field(min_length=1), Unique] = Field(
         ("sentinel1", "sentinel2"), description="inputs; terrain: the layers of the areas' composites"
     )
-    indices: Annotated[tuple[Index, ...], Unique] = Field(
+    indices: Annotated[tuple[Index, ...], Unique] = Field(  # type: ignore[valid-type]
         (), description="further input bands, computed from the others on the device"
     )
     seed: int = Field(0, ge=0, description="of the split, the weights and the order of tiles")

@@ -1,7 +1,7 @@
-"""The stack of a block: all inputs of its pixels in one file, the scenes made composites by month and period.
+"""The stack of a block: all inputs of its pixels in one file, the scenes made composites by month and step.
 
-A stack is a stored zip of a Zarr store (format 2, Zstandard level 1, chunks of all dates and bands by 128 x 128 px).
-Plain xarray opens it, as dB and reflectance with NaN where there is no data::
+A stack is a stored zip of a Zarr store (format 2, chunks of all dates and bands by 128 x 128 px, Blosc with byte
+shuffle and LZ4): docs/stack.md says why. Plain xarray opens it, as dB and reflectance with NaN where there is no data::
 
     xarray.open_zarr(zarr.storage.ZipStore(path, mode="r"))
 
@@ -11,28 +11,48 @@ The same scenes and settings give the same bytes.
 
 from __future__ import annotations
 
+import json
 import logging
-import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
 from functools import lru_cache, partial
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import rasterio
-from rasterio.errors import RasterioError
 
 from covermap import __version__
-from covermap.composite import NO_BACKSCATTER, STEP_DB, composite_power, composite_reflectance, to_db_steps
+from covermap.composite import (
+    NO_BACKSCATTER,
+    STEP_DB,
+    composite_power,
+    composite_reflectance,
+    fill_gaps,
+    first_of,
+    medoid,
+    middle_of,
+    to_db_steps,
+)
+from covermap.dates import Step, steps_of
 from covermap.errors import ProductError, SettingError
 from covermap.files import whole
 from covermap.grid import Grid
-from covermap.masks import clear_mask
-from covermap.raster import read_pixels
+from covermap.observations import (
+    LAYOVER_SHADOW,
+    STEP_REFLECTANCE,
+    Pass,
+    Scene,
+    View,
+    clear_enough,
+    moves_of,
+    open_scenes,
+    passes_of,
+    views_of,
+)
 from covermap.scenes import TREND
 from covermap.settings import Composite, Masks, Period
 
@@ -43,10 +63,38 @@ log = logging.getLogger(__name__)
 
 CHUNK_PIXELS = 128
 ROWS = 2 * CHUNK_PIXELS  # in work at once: whole chunks, each written once
-STEP_REFLECTANCE = 0.0001
+COLUMNS = 4 * CHUNK_PIXELS  # of them, where all bands are needed at once
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the time of all files in the zip
-NEVER_OBSERVED = (0, 1)  # SCL: no data, saturated or defective
-LAYOVER_SHADOW = "layover_shadow"  # band of a scene: 0 none, else its pixels do not show their place alone
+INCIDENCE_ANGLE = "incidence_angle"  # band of a scene [degrees]
+DIRECTIONS = ("ascending", "descending")
+NO_TERRAIN, STEPS_A_DEGREE = -32768, 100
+LOCAL_HEADER_BYTES = 30  # before the name of a file in a zip
+
+AXIS = {"until": "date"}  # coordinates along the axis of another
+ARRAYS: dict[str, tuple[tuple[str, ...], str, int | None, dict[str, Any]]] = {  # axes, type, no data, attributes
+    "s1": (
+        ("month", "polarisation"),
+        "<i2",
+        NO_BACKSCATTER,
+        {"long_name": "backscatter", "units": "dB", "scale_factor": STEP_DB},
+    ),
+    "distorted": ((), "|u1", None, {"long_name": "layover or shadow in a Sentinel-1 scene", "units": "1"}),
+    "s2": (
+        ("date", "band"),
+        "<u2",
+        0,
+        {"long_name": "surface reflectance", "units": "1", "scale_factor": STEP_REFLECTANCE},
+    ),
+    "clear": (("date",), "|u1", None, {"long_name": "clear observations", "units": "1"}),
+    "unmasked": (("date",), "|u1", None, {"long_name": "masks overruled", "units": "1"}),
+    "day": (("date",), "<i2", 0, {"long_name": "day of year of what was taken", "units": "1"}),
+    "terrain": (
+        ("layer",),
+        "<i2",
+        NO_TERRAIN,
+        {"long_name": "elevation in m, slope and incidence angle in 0.01 degrees"},
+    ),
+}
 
 Planes = Callable[[Grid], dict[str, np.ndarray]]
 
@@ -62,17 +110,30 @@ def stack_block(
     polarisations: tuple[str, ...],
     masks: Masks,
     composite: Composite,
+    steps: list[Step] | None = None,
+    dem: Path | None = None,
+    quality: list[Path] | None = None,
 ) -> None:
     """Composites of a block's scenes as one file.
 
-    - ``s1`` int16 (month, polarisation, y, x), 0.01 dB a step, -32768 no data: mean or median of linear power by month;
+    - ``s1`` int16 (month, polarisation, y, x), 0.01 dB a step, -32768 no data: composite of linear power by month;
+      orbit directions that are kept apart are further polarisations, ``VV ascending`` and so on;
     - ``distorted`` uint8 (y, x), 1 where a scene sees layover or shadow;
-    - ``s2`` uint16 (date, band, y, x), 0.0001 of reflectance a step, 0 no data: composite of the period's clear
-      observations; where a pixel is never clear, of all its observations that are neither missing nor saturated;
-    - ``clear`` uint8 (date, y, x): number of clear observations.
+    - ``s2`` uint16 (date, band, y, x), 0.0001 of reflectance a step, 0 no data: composite of the step's clear
+      observations; the tiles of one overflight are one observation;
+    - ``clear`` uint8 (date, y, x): number of clear observations;
+    - ``unmasked`` uint8 (date, y, x): 1 where masked ones were taken too, since the masks hold for more than
+      ``masks.unmask_above`` of all observations of the pixel, those that are missing or saturated not counted;
+    - ``day`` int16 (date, y, x): day of the year of the observation that was taken, 0 none; of medians and means the
+      middle one of those used;
+    - ``terrain`` int16 (layer, y, x), if ``composite.layers`` names any: elevation [m], slope and incidence_angle (mean
+      over the scenes) [0.01 degrees], -32768 no data.
 
-    Works in bands of 256 rows: besides the rows of the result, memory is about 6 bytes a date and pixel of these rows
-    (one band of all dates, their masks and what sorting needs; 150 MB for 24 dates of 4096 px), whatever the height.
+    Values that ``composite.fill`` puts into gaps have neither ``clear`` nor ``unmasked`` nor ``day``.
+
+    Works in bands of 256 rows: besides the rows of the result, memory is about 10 bytes a Sentinel-2 date and pixel of
+    these rows (one band of all dates, their masks and what sorting needs; 250 MB for 24 dates of 4096 px), and 8 a step
+    where gaps are filled, whatever the height. Medoids need all bands at once, and take 512 columns at a time.
 
     Parameters
     ----------
@@ -80,104 +141,120 @@ def stack_block(
     stack : zip to write.
     block : the block's grid.
     period : scenes of other days are left out.
-    sensors : ``sentinel1`` for ``s1`` and ``distorted``, ``sentinel2`` for ``s2`` and ``clear``.
+    sensors : ``sentinel1`` for ``s1`` and ``distorted``, ``sentinel2`` for ``s2`` and what belongs to it.
+    steps : first and last day of each date, alike for all blocks of an area; None: told from ``s2`` alone.
+    dem : heights, where ``composite.layers`` names elevation or slope.
+    quality : files of ``check_scene`` by the names of scenes, which are moved back as these say; None: none is moved.
 
     Raises
     ------
     SettingError
         Scenes of two orbit directions or backscatter conventions, of two tracks whose incidence angles were not brought
-        to one, or on another lattice.
+        to one, of two levels, or on another lattice.
     ProductError
-        A scene is missing, broken or lacks a band.
+        A scene is missing, broken or lacks a band or a tag.
     """
     coordinates: dict[str, Any] = {}
-    about: dict[str, str] = {}
+    about: dict[str, dict[str, Any]] = {}
     makers: list[Planes] = []
+    radar: list[Scene] = []
     with ExitStack() as opened:
+        moves = moves_of(quality or [])
         if "sentinel1" in sensors:
-            radar = _open_scenes(s1, period, opened)
-            _must_be_alike(radar)
-            coordinates |= {"month": period.months, "polarisation": list(polarisations)}
-            told = [scene.tags["convention"] for scene in radar if "convention" in scene.tags]
-            about = {"convention": told[0]} if told else {}
+            radar = open_scenes(s1, period, opened, moves)
+            _must_be_alike(radar, composite.directions)
+            coordinates |= {"month": period.months, "polarisation": _channels(polarisations, composite.directions)}
+            about["s1"] = _about_backscatter(radar, composite)
             makers.append(partial(_backscatter, radar, period.months, polarisations, composite))
             makers.append(partial(_distorted, radar))
         if "sentinel2" in sensors:
-            optical = _open_scenes(s2, period, opened)
-            coordinates |= {"date": [np.datetime64(period.start, "ns")], "band": list(bands)}
-            makers.append(partial(_reflectance, optical, bands, masks, composite))
+            optical = open_scenes(s2, period, opened, moves)
+            steps = steps or steps_of(period, composite, [scene.day for scene in optical])
+            coordinates |= _step_coordinates(steps, bands)
+            about["s2"] = _about_reflectance(optical, composite)
+            passes = passes_of(clear_enough(optical, masks), steps, composite)
+            makers.append(partial(_reflectance, passes, steps, bands, masks, composite))
+        if composite.layers:
+            coordinates["layer"] = list(composite.layers)
+            makers.append(partial(_terrain, composite.layers, radar, dem))
+        unmasked = 0
         with whole(stack) as part, _new_stack(part, block, coordinates, about) as write:
             for row in range(0, block.height, ROWS):
                 rows = block.window(row, 0, min(ROWS, block.height - row), block.width)
-                write(row, {name: array for make in makers for name, array in make(rows).items()})
+                arrays = {name: array for make in makers for name, array in make(rows).items()}
+                write(row, arrays)
+                unmasked += int(arrays["unmasked"].sum()) if "unmasked" in arrays else 0
                 log.info("%s: %d of %d rows", stack.name, row + rows.height, block.height)
+            if "sentinel2" in sensors:
+                log.info("%s: masks overruled at %d pixels of its steps", stack.name, unmasked)
+                about["unmasked"] = {"unmasked_pixels": unmasked}
 
 
-class Scene:
-    """A processed scene: a raster whose bands have names, and tags that say where it comes from."""
-
-    def __init__(self, path: Path, opened: ExitStack) -> None:
-        try:
-            self.raster = opened.enter_context(rasterio.open(path))
-        except RasterioError as error:
-            raise ProductError(f"scene {path} cannot be opened ({error}): remove it and run again") from error
-        self.path, self.tags = path, self.raster.tags()
-        try:
-            self.day = datetime.fromisoformat(self.tags["datetime"]).date()
-        except (KeyError, ValueError) as error:
-            raise ProductError(
-                f"scene {path} has no usable tag 'datetime' ({error}): remove it and run again"
-            ) from error
-
-    def read(self, grid: Grid, names: Sequence[str], fill: float) -> np.ndarray:
-        """Bands (band, y, x) by name on ``grid``; ``fill`` where the scene has none."""
-        known = list(self.raster.descriptions)
-        if missing := [name for name in names if name not in known]:
-            raise ProductError(f"scene {self.path} has no band {missing[0]}, only {known}: remove it and run again")
-        try:
-            return read_pixels(self.raster, grid, fill=fill, indexes=[known.index(name) + 1 for name in names])
-        except RasterioError as error:
-            raise ProductError(f"scene {self.path} cannot be read ({error}): remove it and run again") from error
-
-
-def _open_scenes(paths: Sequence[Path], period: Period, opened: ExitStack) -> list[Scene]:
-    """Scenes of the period, by name, so that no order of arguments changes a result."""
-    scenes = [Scene(path, opened) for path in sorted(paths)]
-    inside = [scene for scene in scenes if period.start <= scene.day <= period.end]
-    for scene in scenes:
-        if scene not in inside:
-            log.warning("%s: %s is not in the period, left out", scene.path, scene.day)
-    return inside
-
-
-def _must_be_alike(scenes: Sequence[Scene]) -> None:
+def _must_be_alike(scenes: Sequence[Scene], directions: str) -> None:
     """Refuse what must never be averaged: backscatter seen from two sides, at other angles, or defined in two ways."""
-    _must_agree(scenes, "orbit_state", "pin scenes of one direction")
+    if directions == "one":
+        _must_agree(scenes, "orbit_state", "pin scenes of one direction, or set composite.directions")
     _must_agree(scenes, "convention", "process all scenes alike")
     _must_agree(scenes, "processor", "process all scenes by one sentinel1.processor")
     _must_agree(scenes, "normalised_deg", "process all scenes alike")
-    if any(scene.tags.get("convention") in TREND for scene in scenes) and "normalised_deg" not in scenes[0].tags:
-        _must_agree(scenes, "relative_orbit", "pin scenes of one track, or set sentinel1.normalise_deg")
+    for state, group in _by_direction(scenes).items():
+        if directions == "apart" and state not in DIRECTIONS:
+            raise SettingError(
+                f"scene {group[0].path} has the orbit direction {state}, expected ascending or descending, which "
+                "composite.directions apart needs: set it to together, or leave the scene out"
+            )
+        if any(scene.tags.get("convention") in TREND for scene in group) and "normalised_deg" not in group[0].tags:
+            _must_agree(group, "relative_orbit", "pin scenes of one track, or set sentinel1.normalise_deg")
 
 
-def _must_agree(scenes: Sequence[Scene], tag: str, fix: str) -> None:
+def _must_agree(scenes: Sequence[Scene], tag: str, fix: str, sensor: str = "Sentinel-1") -> None:
     values = {scene.tags.get(tag, "unknown"): scene.path.name for scene in scenes}
     if len(values) > 1:
         both = " and ".join(f"{value} ({name})" for value, name in sorted(values.items()))
-        raise SettingError(f"Sentinel-1 scenes of one stack differ in {tag}, {both}: {fix}")
+        raise SettingError(f"{sensor} scenes of one stack differ in {tag}, {both}: {fix}")
 
 
-def _power(scene: Scene, rows: Grid, polarisations: Sequence[str]) -> np.ndarray:
-    """Linear power (polarisation, y, x) of a scene, whatever its unit."""
-    values = scene.read(rows, polarisations, np.nan)
-    return 10 ** (values / 10) if scene.tags.get("units") == "dB" else values
+def _by_direction(scenes: Sequence[Scene]) -> dict[str, list[Scene]]:
+    groups: dict[str, list[Scene]] = {}
+    for scene in scenes:
+        groups.setdefault(scene.tags.get("orbit_state", "unknown"), []).append(scene)
+    return groups
+
+
+# --- Sentinel-1 ------------------------------------------------------------------------------------------------------
+
+
+def _channels(polarisations: Sequence[str], directions: str) -> list[str]:
+    """Names along the axis ``polarisation``."""
+    if directions != "apart":
+        return list(polarisations)
+    return [f"{polarisation} {direction}" for direction, polarisation in product(DIRECTIONS, polarisations)]
+
+
+def _about_backscatter(scenes: Sequence[Scene], composite: Composite) -> dict[str, Any]:
+    told = [scene.tags["convention"] for scene in scenes if "convention" in scene.tags]
+    known = {"convention": told[0]} if told else {}
+    return {"method": composite.sentinel1, "directions": composite.directions, **known}
 
 
 def _backscatter(
     scenes: Sequence[Scene], months: Sequence[str], polarisations: Sequence[str], composite: Composite, rows: Grid
 ) -> dict[str, np.ndarray]:
     """``s1`` (month, polarisation, y, x) of some rows."""
+    groups = [list(scenes)]
+    if composite.directions == "apart":
+        groups = [_by_direction(scenes).get(direction, []) for direction in DIRECTIONS]
+    made = [_monthly(group, months, polarisations, composite, rows) for group in groups]
+    return {"s1": np.concatenate(made, 1)}
+
+
+def _monthly(
+    scenes: Sequence[Scene], months: Sequence[str], polarisations: Sequence[str], composite: Composite, rows: Grid
+) -> np.ndarray:
+    """Backscatter int16 (month, polarisation, y, x) of scenes that are mixed."""
     out = np.full((len(months), len(polarisations), *rows.shape), NO_BACKSCATTER, np.int16)
+    if composite.sentinel1 == "first":
+        scenes = sorted(scenes, key=lambda scene: (scene.time, scene.path.name))
     if composite.multitemporal == "quegan_yu":
         by_month = _filtered(scenes, polarisations, composite.multitemporal_pixels, rows)
     else:
@@ -186,26 +263,28 @@ def _backscatter(
         power = by_month(month)
         if len(power):
             out[index] = to_db_steps(composite_power(power, composite.sentinel1), composite.floor_db)
-    return {"s1": out}
+    return out
 
 
 def _of_month(scenes: Sequence[Scene], polarisations: Sequence[str], rows: Grid, month: str) -> np.ndarray:
     """Linear power (scene, polarisation, y, x) of a month."""
-    return np.array([_power(scene, rows, polarisations) for scene in scenes if f"{scene.day:%Y-%m}" == month])
+    return np.array([scene.power(rows, polarisations) for scene in scenes if f"{scene.day:%Y-%m}" == month])
 
 
 def _filtered(
     scenes: Sequence[Scene], polarisations: Sequence[str], window_pixels: int, rows: Grid
 ) -> Callable[[str], np.ndarray]:
-    """The same from scenes whose speckle all of them together have lessened."""
+    """The same from scenes whose speckle all of them of one direction together have lessened."""
     from covermap.sentinel1.speckle import quegan_yu
 
     half = window_pixels // 2
     inner = np.s_[:, half : half + rows.height, half : half + rows.width]
     power = np.empty((len(scenes), len(polarisations), *rows.shape), np.float32)
-    for index, polarisation in enumerate(polarisations if scenes else ()):
-        wide = np.concatenate([_power(scene, rows.padded(half), [polarisation]) for scene in scenes])
-        power[:, index] = quegan_yu(wide, window_pixels)[inner]
+    for group in _by_direction(scenes).values():
+        chosen = [scenes.index(scene) for scene in group]
+        for index, polarisation in enumerate(polarisations):
+            wide = np.concatenate([scene.power(rows.padded(half), [polarisation]) for scene in group])
+            power[chosen, index] = quegan_yu(wide, window_pixels)[inner]
     return lambda month: power[[f"{scene.day:%Y-%m}" == month for scene in scenes]]
 
 
@@ -214,41 +293,154 @@ def _distorted(scenes: Sequence[Scene], rows: Grid) -> dict[str, np.ndarray]:
     out = np.zeros(rows.shape, np.uint8)
     for scene in scenes:
         if LAYOVER_SHADOW in scene.raster.descriptions:
-            out |= scene.read(rows, [LAYOVER_SHADOW], 0)[0] > 0
+            out |= scene.read(rows, [LAYOVER_SHADOW], 0, nearest=True)[0] > 0
     return {"distorted": out}
 
 
+# --- terrain ---------------------------------------------------------------------------------------------------------
+
+
+def _terrain(layers: Sequence[str], radar: Sequence[Scene], dem: Path | None, rows: Grid) -> dict[str, np.ndarray]:
+    """``terrain`` (layer, y, x) of some rows."""
+    made = {}
+    if dem is not None:
+        from covermap.terrain_layers import elevation_and_slope
+
+        made = dict(zip(("elevation", "slope"), elevation_and_slope(dem, rows), strict=True))
+    if INCIDENCE_ANGLE in layers:
+        made[INCIDENCE_ANGLE] = _incidence_angle(radar, rows)
+    return {"terrain": np.stack([made[layer] for layer in layers])}
+
+
+def _incidence_angle(scenes: Sequence[Scene], rows: Grid) -> np.ndarray:
+    """Mean over the scenes that have the layer, which one must, and see the pixel: int16 (y, x) [0.01 degrees].
+
+    ASSUME: one angle a pixel; within a track it differs by hundredths of a degree between dates.
+    """
+    total, count = np.zeros(rows.shape), np.zeros(rows.shape, np.int32)
+    for scene in [scene for scene in scenes if INCIDENCE_ANGLE in scene.raster.descriptions] or scenes:
+        angle = scene.read(rows, [INCIDENCE_ANGLE], np.nan, nearest=True)[0]
+        seen = np.isfinite(angle)
+        total[seen] += angle[seen]
+        count += seen
+    steps = np.rint(STEPS_A_DEGREE * total / np.maximum(count, 1))
+    return np.where(count > 0, steps, NO_TERRAIN).astype(np.int16)
+
+
+# --- Sentinel-2 ------------------------------------------------------------------------------------------------------
+
+
+def _step_coordinates(steps: Sequence[Step], bands: Sequence[str]) -> dict[str, Any]:
+    first, last = np.array(steps, "datetime64[D]").astype("datetime64[ns]").T
+    return {"date": first, "until": last, "band": list(bands)}
+
+
+def _about_reflectance(scenes: Sequence[Scene], composite: Composite) -> dict[str, Any]:
+    _must_agree(scenes, "level", "clip all scenes at one sentinel2.level", "Sentinel-2")
+    level = next((scene.tags["level"] for scene in scenes if "level" in scene.tags), None)
+    surface = {"long_name": "top-of-atmosphere reflectance"} if level == "L1C" else {}
+    season = {"season": " to ".join(composite.season)} if composite.season else {}
+    told = {"method": composite.sentinel2, "every": "dates" if composite.dates else composite.every, **season}
+    return {**surface, **told, "fill": composite.fill, **({"level": level} if level else {})}
+
+
 def _reflectance(
-    scenes: Sequence[Scene], bands: Sequence[str], masks: Masks, composite: Composite, rows: Grid
+    passes: Sequence[Pass], steps: Sequence[Step], bands: Sequence[str], masks: Masks, composite: Composite, rows: Grid
 ) -> dict[str, np.ndarray]:
-    """``s2`` (date, band, y, x) and ``clear`` (date, y, x) of some rows."""
-    shape = (len(scenes), *rows.shape)
-    clear, used = np.empty(shape, bool), np.empty(shape, bool)
-    reach = masks.dilate_m / rows.pixel_m
-    rim = math.ceil(reach)  # clouds beyond these rows reach into them
-    inner = np.s_[rim : rim + rows.height, rim : rim + rows.width]
-    for index, scene in enumerate(scenes):
-        scl = scene.read(rows.padded(rim), ["SCL"], 0)[0].astype(np.uint8)
-        clear[index] = clear_mask(scl, masks.classes, reach)[inner]
-        used[index] = ~np.isin(scl[inner], NEVER_OBSERVED)
-    count = clear.sum(0)
-    used &= clear | (count == 0)
-    out = np.zeros((1, len(bands), *rows.shape), np.uint16)
-    observations = np.empty(shape, np.uint16)
-    for index, band in enumerate(bands if scenes else ()):
-        for each, scene in zip(observations, scenes, strict=True):
-            each[...] = scene.read(rows, [band], 0)[0]
-        out[0, index] = composite_reflectance(observations, used, composite.sentinel2)
-    return {"s2": out, "clear": np.minimum(count, 255).astype(np.uint8)[None]}
+    """``s2`` (date, band, y, x), ``clear``, ``unmasked`` and ``day`` (date, y, x) of some rows."""
+    views, used, clear = views_of(passes, masks, rows)
+    seen = used.sum(0, dtype=np.int32)
+    overruled = 100 * (seen - clear.sum(0, dtype=np.int32)) > masks.unmask_above * seen
+    used &= clear | overruled
+    shape = (len(steps), *rows.shape)
+    out: dict[str, np.ndarray] = {
+        "s2": np.zeros((len(steps), len(bands), *rows.shape), np.uint16),
+        "clear": np.zeros(shape, np.uint8),
+        "unmasked": np.zeros(shape, np.uint8),
+        "day": np.zeros(shape, np.int16),
+    }
+    for step in range(len(steps)):
+        chosen = [number for number, one in enumerate(passes) if one.step == step and used[number].any()]
+        if chosen:
+            part = [views[number] for number in chosen]
+            taken = _compose(part, used[chosen], bands, masks, composite.sentinel2, rows, out["s2"][step])
+            days = np.array([*(passes[number].day.timetuple().tm_yday for number in chosen), 0], np.int16)
+            out["day"][step] = days[taken]
+            out["clear"][step] = np.minimum(sum(clear[number].astype(np.int16) for number in chosen), 255)
+            for number in chosen:
+                out["unmasked"][step] |= used[number] & ~clear[number]
+    if composite.fill != "none":
+        middles = [(first.toordinal() + last.toordinal()) / 2 for first, last in steps]
+        fill_gaps(out["s2"], out["day"] > 0, middles, composite.fill)
+    return out
+
+
+def _compose(
+    views: Sequence[View],
+    used: np.ndarray,
+    bands: Sequence[str],
+    masks: Masks,
+    method: str,
+    rows: Grid,
+    out: np.ndarray,
+) -> np.ndarray:
+    """Fill ``out`` uint16 (band, y, x) with the composite of views where ``used``, bool (view, y, x).
+
+    Returns the number of the view that was taken, or that is the middle one of those taken: int16 (y, x), -1 none.
+    """
+    if method == "medoid":
+        return _take_medoids(views, used, bands, rows, out)
+    if method in ("first", "least_cloudy"):
+        taken = first_of(used) if method == "first" else _least_cloudy(views, used, masks)
+        for number in np.unique(taken[taken >= 0]):
+            for band, plane in zip(bands, out, strict=True):
+                np.copyto(plane, views[number].read(rows, [band])[0], where=taken == number)
+        return taken
+    observations = np.empty(used.shape, np.uint16)
+    for band, plane in zip(bands, out, strict=True):
+        for each, view in zip(observations, views, strict=True):
+            each[...] = view.read(rows, [band])[0]
+        plane[...] = composite_reflectance(observations, used, method)
+    return middle_of(used)
+
+
+def _least_cloudy(views: Sequence[View], used: np.ndarray, masks: Masks) -> np.ndarray:
+    """Number of the view whose scene has the smallest masked share of those used; of equal ones the first."""
+    scenes = [(number, index, scene) for number, view in enumerate(views) for index, scene in enumerate(view.scenes)]
+    taken = np.full(used.shape[1:], -1, np.int16)
+    for number, index, _ in sorted(scenes, key=lambda scene: scene[2].masked_share(masks.classes)):
+        taken[(taken < 0) & used[number] & (views[number].taken == index)] = number
+    return taken
+
+
+def _take_medoids(
+    views: Sequence[View], used: np.ndarray, bands: Sequence[str], rows: Grid, out: np.ndarray
+) -> np.ndarray:
+    taken = np.empty(rows.shape, np.int16)
+    for start in range(0, rows.width, COLUMNS):
+        part = rows.window(0, start, rows.height, min(COLUMNS, rows.width - start))
+        columns = slice(start, start + part.width)
+        observations = np.empty((len(views), len(bands), *part.shape), np.uint16)
+        for each, view in zip(observations, views, strict=True):
+            each[...] = view.read(part, bands, columns)
+        here = medoid(observations, used[..., columns])
+        chosen = np.take_along_axis(observations, np.maximum(here, 0)[None, None], 0)[0]
+        out[..., columns] = np.where(here >= 0, chosen, 0)
+        taken[:, columns] = here
+    return taken
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _new_stack(
-    part: Path, block: Grid, coordinates: dict[str, Any], about: dict[str, str]
+    part: Path, block: Grid, coordinates: dict[str, Any], about: dict[str, dict[str, Any]]
 ) -> Iterator[Callable[[int, dict[str, np.ndarray]], None]]:
     """A function ``write(row, arrays)`` that puts the arrays' rows, from ``row`` on, into a new stack.
 
-    Chunks go through memory into the zip row by row, so that the zip's order and times are always the same.
+    Chunks go through memory into the zip row by row, so that the zip's order and times are always the same; behind them
+    go the attributes, those of ``about`` included, which may change until the end.
     """
     import zarr
 
@@ -256,25 +448,29 @@ def _new_stack(
     store = zarr.storage.MemoryStore(files)
     _coordinates(block, coordinates).to_zarr(store, zarr_format=2, consolidated=False)
     group = zarr.open_group(store, mode="r+")
-    written = {name: group.create_array(name, **array) for name, array in _arrays(block, coordinates, about).items()}
-    zarr.consolidate_metadata(store)
+    written = {name: group.create_array(name, **array) for name, array in _arrays(block, coordinates).items()}
     with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
-        _move(files, archive)
 
         def write(row: int, arrays: dict[str, np.ndarray]) -> None:
             for name, array in arrays.items():
                 written[name][..., row : row + array.shape[-2], :] = array
-            _move(files, archive)
+            _move(files, archive, [key for key in files if not _is_about(key)])
 
         yield write
+        for name, attributes in about.items():
+            written[name].attrs.update(attributes)
+        zarr.consolidate_metadata(store)
+        _move(files, archive, files)
 
 
-def _move(files: dict[str, Any], archive: zipfile.ZipFile) -> None:
-    """Append the files of a store to a zip, and drop those that hold pixels."""
-    for key in sorted(set(files) - set(archive.namelist())):
-        archive.writestr(zipfile.ZipInfo(key, EPOCH), files[key].to_bytes())
-        if not key.rpartition("/")[2].startswith("."):
-            del files[key]
+def _is_about(key: str) -> bool:
+    return key.rpartition("/")[2].startswith(".")
+
+
+def _move(files: dict[str, Any], archive: zipfile.ZipFile, keys: Iterable[str]) -> None:
+    """Move files of a store to a zip."""
+    for key in sorted(keys):
+        archive.writestr(zipfile.ZipInfo(key, EPOCH), files.pop(key).to_bytes())
 
 
 def _coordinates(block: Grid, coordinates: dict[str, Any]) -> xr.Dataset:
@@ -287,7 +483,7 @@ def _coordinates(block: Grid, coordinates: dict[str, Any]) -> xr.Dataset:
     reference = {**CRS.from_user_input(block.crs).to_cf(), "GeoTransform": affine}
     return xr.Dataset(
         coords={
-            **{name: (name, np.asarray(values)) for name, values in coordinates.items()},
+            **{name: (AXIS.get(name, name), np.asarray(values)) for name, values in coordinates.items()},
             "y": ("y", block.top - half - block.pixel_m * np.arange(block.height), _axis("y")),
             "x": ("x", block.left + half + block.pixel_m * np.arange(block.width), _axis("x")),
             "spatial_ref": ((), np.int32(0), reference),
@@ -300,30 +496,29 @@ def _axis(name: str) -> dict[str, str]:
     return {"standard_name": f"projection_{name}_coordinate", "units": "m", "axis": name.upper()}
 
 
-def _arrays(block: Grid, coordinates: dict[str, Any], about: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Arguments of zarr's ``create_array`` for each array of a stack; ``about`` are attributes of ``s1``."""
-    from numcodecs import Zstd
-
-    kinds: dict[str, tuple[tuple[str, ...], str, int | None, dict[str, Any]]] = {}
-    if "month" in coordinates:
-        named = {"long_name": "backscatter", "units": "dB", "scale_factor": STEP_DB, **about}
-        kinds["s1"] = ("month", "polarisation"), "<i2", NO_BACKSCATTER, named
-        kinds["distorted"] = (), "|u1", None, {"long_name": "layover or shadow in a Sentinel-1 scene", "units": "1"}
-    if "date" in coordinates:
-        named = {"long_name": "surface reflectance", "units": "1", "scale_factor": STEP_REFLECTANCE}
-        kinds["s2"] = ("date", "band"), "<u2", 0, named
-        kinds["clear"] = ("date",), "|u1", None, {"long_name": "clear observations", "units": "1"}
+def _arrays(block: Grid, coordinates: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Arguments of zarr's ``create_array`` for each array of a stack whose axes have coordinates."""
+    blosc = _blosc()
+    kinds = {name: kind for name, kind in ARRAYS.items() if (kind[0] or ("month",))[0] in coordinates}
     return {
         name: {
             "shape": (*(len(coordinates[axis]) for axis in axes), *block.shape),
             "chunks": (*(len(coordinates[axis]) for axis in axes), CHUNK_PIXELS, CHUNK_PIXELS),
             "dtype": dtype,
             "fill_value": fill,
-            "compressors": Zstd(level=1),
+            "compressors": blosc.Blosc("lz4", 1, blosc.SHUFFLE),
             "attributes": {**attributes, "grid_mapping": "spatial_ref", "_ARRAY_DIMENSIONS": [*axes, "y", "x"]},
         }
         for name, (axes, dtype, fill, attributes) in kinds.items()
     }
+
+
+def _blosc() -> Any:
+    """Blosc without threads of its own, which put the parts of a chunk in the order in which they come."""
+    from numcodecs import blosc
+
+    blosc.use_threads = False
+    return blosc
 
 
 def open_stack(path: Path) -> xr.Dataset:
@@ -337,30 +532,115 @@ def open_stack(path: Path) -> xr.Dataset:
         raise ProductError(f"stack {path} cannot be opened ({error}): remove it and run again") from error
 
 
-def read_stack(path: Path, rows: slice, columns: slice) -> dict[str, np.ndarray]:
-    """A window of a stack as the integers that are kept: ``s1``, ``distorted``, ``s2``, ``clear``, if it has them.
+def read_stack(path: Path, rows: slice, columns: slice, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """A window of a stack as the integers that are kept.
 
-    The file stays open for the next window of this process.
+    Chunks are read by their place in the zip, without zarr, which takes several times as long for a window. The file
+    stays open for the next window of this process.
+
+    Parameters
+    ----------
+    rows, columns : of the block; they end where it does.
+    names : arrays that are wanted; None: all that there are. Those that the stack lacks are left out.
+
+    Returns
+    -------
+    Arrays of ``stack_block`` by name; ``terrain`` with a leading axis of length 1, so that it is an input (1, layer, y,
+    x) like the others.
 
     Raises
     ------
     ProductError
         The stack is missing or broken.
     """
-    arrays = _arrays_of(path, path.stat().st_mtime_ns if path.exists() else 0, os.getpid())
+    arrays = _stored(path, path.stat().st_mtime_ns if path.exists() else 0, os.getpid())
     try:
-        return {name: np.asarray(array[..., rows, columns]) for name, array in arrays.items()}
-    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        read = {name: _window(array, rows, columns) for name, array in arrays.items() if names is None or name in names}
+    except (OSError, ValueError, RuntimeError) as error:
         raise ProductError(f"stack {path} cannot be read ({error}): remove it and run again") from error
+    return {name: array[None] if name == "terrain" else array for name, array in read.items()}
+
+
+class Stored(NamedTuple):
+    """An array in a stack's zip."""
+
+    archive: zipfile.ZipFile  # open as long as this is
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
+    dtype: np.dtype
+    fill: int
+    codec: Any
+    places: dict[tuple[int, int], tuple[int, int, int]]  # by row and column of the chunk: first byte, bytes, check sum
 
 
 @lru_cache(maxsize=64)
-def _arrays_of(path: Path, changed_ns: int, process: int) -> dict[str, Any]:
+def _stored(path: Path, changed_ns: int, process: int) -> dict[str, Stored]:
     """Arrays of an open stack; a changed file is opened anew, and so is each after a fork."""
-    import zarr
+    from numcodecs import get_codec
 
+    _blosc()
     try:
-        group = zarr.open_group(zarr.storage.ZipStore(path, mode="r"), mode="r")
-        return {name: group[name] for name in ("s1", "distorted", "s2", "clear") if name in group}
-    except (OSError, zipfile.BadZipFile) as error:
+        archive = zipfile.ZipFile(path)
+        members = {member.filename: member for member in archive.infolist()}
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
+            raise zipfile.BadZipFile("its files are compressed, not stored")
+        about = {name: json.loads(archive.read(f"{name}/.zarray")) for name in ARRAYS if f"{name}/.zarray" in members}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ProductError(f"stack {path} cannot be opened ({error}): remove it and run again") from error
+    return {
+        name: Stored(
+            archive,
+            tuple(array["shape"]),
+            tuple(array["chunks"]),
+            np.dtype(array["dtype"]),
+            array["fill_value"] or 0,
+            get_codec(array["compressor"]),
+            {
+                _number(key): _place(member)
+                for key, member in members.items()
+                if key.startswith(f"{name}/") and not _is_about(key)
+            },
+        )
+        for name, array in about.items()
+    }
+
+
+def _number(key: str) -> tuple[int, int]:
+    """Row and column of a chunk, the last two numbers of its name."""
+    row, column = key.rpartition("/")[2].split(".")[-2:]
+    return int(row), int(column)
+
+
+def _place(member: zipfile.ZipInfo) -> tuple[int, int, int]:
+    """First byte, bytes and check sum of a stored file (PKWARE, .ZIP File Format Specification 6.3.10, 4.3.7)."""
+    return member.header_offset + LOCAL_HEADER_BYTES + len(member.filename), member.file_size, member.CRC
+
+
+def _window(array: Stored, rows: slice, columns: slice) -> np.ndarray:
+    """Pixels (..., y, x) of an array."""
+    row, bottom, _ = rows.indices(array.shape[-2])
+    column, right, _ = columns.indices(array.shape[-1])
+    out = np.empty((*array.shape[:-2], max(bottom - row, 0), max(right - column, 0)), array.dtype)
+    side, chunk = array.chunk[-1], np.empty(array.chunk, array.dtype)
+    for i, j in product(range(row // side, -(-bottom // side)), range(column // side, -(-right // side))):
+        top, left = i * side, j * side
+        first_row, last_row = max(row, top), min(bottom, top + side)
+        first_column, last_column = max(column, left), min(right, left + side)
+        into = np.s_[..., first_row - row : last_row - row, first_column - column : last_column - column]
+        of = np.s_[..., first_row - top : last_row - top, first_column - left : last_column - left]
+        out[into] = _decoded(array, (i, j), chunk)[of]
+    return out
+
+
+def _decoded(array: Stored, number: tuple[int, int], chunk: np.ndarray) -> np.ndarray:
+    """``chunk``, its pixels those of a chunk by row and column."""
+    if number in array.places:
+        start, size, checksum = array.places[number]
+        assert array.archive.fp is not None
+        kept = os.pread(array.archive.fp.fileno(), size, start)
+        if zlib.crc32(kept) != checksum:
+            raise OSError(f"chunk {number} is not what was written")
+        array.codec.decode(kept, out=chunk)
+    else:  # empty chunks are not kept
+        chunk[...] = array.fill
+    return chunk

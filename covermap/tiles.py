@@ -10,6 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from safetensors.numpy import save_file
 from covermap.errors import CoverageError, ProductError
 from covermap.files import whole
 from covermap.grid import Grid, false_origin
-from covermap.inputs import NODATA, Meaning, meaning_of, must_mean, observed
+from covermap.inputs import DAY, NODATA, Meaning, is_filled, meaning_of, must_mean, observed
 from covermap.legend import EXCLUDED, NO_LABEL
 from covermap.raster import read_window
 from covermap.settings import Tiles
-from covermap.stack import read_stack
+from covermap.stack import ROWS, read_stack
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,9 @@ def cell_names(grid: Grid, settings: Tiles) -> np.ndarray:
     return (y[:, None] + 2**15) * 2**16 + (x[None, :] + 2**15)
 
 
-def tile_table(label: np.ndarray, block: Grid, settings: Tiles, seed: int, classes: int) -> pd.DataFrame:
+def tile_table(
+    label: np.ndarray, block: Grid, settings: Tiles, seed: int, classes: int, never_clear: np.ndarray | None = None
+) -> pd.DataFrame:
     """Tiles of a block, in rows then columns.
 
     Parameters
@@ -83,21 +86,24 @@ def tile_table(label: np.ndarray, block: Grid, settings: Tiles, seed: int, class
     block : grid of ``label``.
     settings, seed : of the split.
     classes : number of classes K.
+    never_clear : float32 (y, x), share of the steps in which Sentinel-2 never saw a pixel clear; none: without it.
 
     Returns
     -------
     One row a tile: row, column (first pixel within the block), split, easting_m, northing_m (upper left corner),
-    labelled (share), class_1 ... class_K (pixels).
+    labelled, never_clear (shares; the latter over pixels and steps), class_1 ... class_K (pixels).
     """
     rows = []
     for row, column, split in _tile_places(block, settings, seed):
-        pixels = label[row : row + settings.pixels, column : column + settings.pixels]
+        place = np.s_[row : row + settings.pixels, column : column + settings.pixels]
+        pixels = label[place]
         counts = np.bincount(pixels.ravel(), minlength=256)
         labelled = 1 - (counts[NO_LABEL] + counts[EXCLUDED]) / settings.pixels**2
         if labelled > 0 and labelled >= settings.min_labelled:
             corner = block.window(row, column, 1, 1)
-            rows.append((row, column, split, corner.left, corner.top, labelled, *counts[1 : classes + 1]))
-    names = ["row", "column", "split", "easting_m", "northing_m", "labelled"]
+            unseen = 0.0 if never_clear is None else float(never_clear[place].mean(dtype=np.float64))
+            rows.append((row, column, split, corner.left, corner.top, labelled, unseen, *counts[1 : classes + 1]))
+    names = ["row", "column", "split", "easting_m", "northing_m", "labelled", "never_clear"]
     table = pd.DataFrame(rows, columns=names + [f"class_{i}" for i in range(1, classes + 1)])
     table["split"] = table["split"].map({number: name for name, number in SPLITS.items()})
     return table
@@ -117,10 +123,29 @@ def _tile_places(block: Grid, settings: Tiles, seed: int) -> Iterator[tuple[int,
                     yield row, column, split
 
 
+def _never_clear(stack: Path, block: Grid) -> np.ndarray:
+    """Share of the steps of Sentinel-2 in which each pixel of a block was never clear: float32 (y, x)."""
+    share = np.empty(block.shape, np.float32)
+    for row in range(0, block.height, ROWS):
+        rows = slice(row, min(row + ROWS, block.height))
+        clear = read_stack(stack, rows, slice(0, block.width), names=["clear"])["clear"]
+        share[rows] = (clear == 0).mean(0)
+    return share
+
+
 def index_tiles(
-    labels: list[Path], index: Path, blocks: list[tuple[str, str, Grid]], tiles: Tiles, seed: int, classes: int
+    labels: list[Path],
+    index: Path,
+    blocks: list[tuple[str, str, Grid]],
+    tiles: Tiles,
+    seed: int,
+    classes: int,
+    stacks: list[Path] | None = None,
 ) -> None:
     """Table of all tiles of a model: aoi, block, row, column, split, place and class counts, as GeoParquet.
+
+    Tiles of which Sentinel-2 never saw more than ``tiles.max_cloud`` clear, on the mean of its steps, are left out, and
+    counted in the log.
 
     Parameters
     ----------
@@ -129,6 +154,7 @@ def index_tiles(
     blocks : name of the area, name and grid of each block, in the order of ``labels``.
     tiles, seed : of the split.
     classes : number of classes.
+    stacks : stacks of the blocks, in their order; none for a model without Sentinel-2, which clouds do not matter to.
 
     Raises
     ------
@@ -139,10 +165,10 @@ def index_tiles(
     from shapely.geometry import box
 
     tables, labelled = [], dict.fromkeys(aoi for aoi, _, _ in blocks)
-    for path, (aoi, name, grid) in zip(labels, blocks, strict=True):
+    for path, stack, (aoi, name, grid) in zip(labels, stacks or repeat(None, len(labels)), blocks, strict=True):
         label = read_window(path, grid, fill=NO_LABEL, indexes=[1])[0]
         labelled[aoi] = labelled[aoi] or bool(((label != NO_LABEL) & (label != EXCLUDED)).any())
-        table = tile_table(label, grid, tiles, seed, classes)
+        table = tile_table(label, grid, tiles, seed, classes, _never_clear(stack, grid) if stack else None)
         table.insert(0, "aoi", aoi)
         table.insert(1, "block", name)
         side = tiles.pixels * grid.pixel_m
@@ -154,46 +180,53 @@ def index_tiles(
             "the area and that labels.legend has a class for the codes of the file"
         )
     frame = pd.concat(tables, ignore_index=True)
+    cloudy = frame.never_clear > tiles.max_cloud / 100
+    log.info("%d of %d tiles left out: more than %g %% never clear", cloudy.sum(), len(frame), tiles.max_cloud)
+    frame = frame[~cloudy].reset_index(drop=True)
     for split in SPLITS:
         chosen = frame[frame.split == split]
         log.info("%s: %d tiles", split, len(chosen))
         if chosen.empty:
             raise CoverageError(
-                f"no {split} tile of {tiles.pixels} px: {len(frame)} tiles in all on cells of {tiles.cell_pixels} px; "
-                f"lessen tiles.cell_pixels, buffer_pixels or min_labelled, or enlarge the area"
+                f"no {split} tile of {tiles.pixels} px: {len(frame)} tiles in all on cells of {tiles.cell_pixels} px, "
+                f"besides {cloudy.sum()} of which more than {tiles.max_cloud:g} % was never clear; lessen "
+                "tiles.cell_pixels, buffer_pixels or min_labelled, raise tiles.max_cloud, or enlarge the area"
             )
     with whole(index) as part:
         frame.to_parquet(part)
 
 
 def pack_tiles(index: Path, stack: Path, labels: Path, packed: Path, aoi: str, name: str, tiles: Tiles) -> None:
-    """Contiguous integers of a block's tiles, in the order of the index: s1, s2, label and weight.
+    """Contiguous integers of a block's tiles, in the order of the index: s1, s2, terrain, label and weight.
 
     The file is safetensors: a header and raw arrays (tile, ..., y, x), of which training reads one tile at a time.
-    A pixel without any observation gets weight 0, and so does one in radar layover or shadow. The header says what the
-    axes of the inputs mean.
+    A pixel without any observation gets weight 0, and so does one in radar layover or shadow. Where gaps of s2 were
+    filled, its days come with it. The header says what the axes of the inputs mean.
     """
     table = pd.read_parquet(index, columns=["aoi", "block", "row", "column"])
     table = table[(table.aoi == aoi) & (table.block == name)]
     parts: dict[str, list[np.ndarray]] = {}
+    meaning = meaning_of(stack)
+    keys = [*NODATA, *([DAY] if is_filled(meaning) else [])]
     for row, column in zip(table.row, table.column, strict=True):
-        tile = _cut(stack, labels, slice(row, row + tiles.pixels), slice(column, column + tiles.pixels))
+        place = slice(row, row + tiles.pixels), slice(column, column + tiles.pixels)
+        tile = _cut(stack, labels, *place, keys)
         for key, values in tile.items():
             parts.setdefault(key, []).append(values)
     log.info("%d tiles of block %s", len(table), name)
     with whole(packed) as part:
-        header = {"meaning": json.dumps(meaning_of(stack))}
+        header = {"meaning": json.dumps(meaning)}
         save_file({key: np.stack(values) for key, values in parts.items()}, part, header)
 
 
-def _cut(stack: Path, labels: Path, rows: slice, columns: slice) -> dict[str, np.ndarray]:
+def _cut(stack: Path, labels: Path, rows: slice, columns: slice, keys: list[str]) -> dict[str, np.ndarray]:
     import rasterio
     from rasterio.windows import Window
 
-    tile = read_stack(stack, rows, columns)
+    tile = read_stack(stack, rows, columns, (*keys, "distorted"))
     with rasterio.open(labels) as raster:
         label, weight = raster.read(window=Window.from_slices(rows, columns))
-    inputs = {key: tile[key] for key in NODATA if key in tile}
+    inputs = {key: tile[key] for key in keys if key in tile}
     trusted = observed(inputs) & (tile.get("distorted", 0) == 0)
     return {**inputs, "label": label, "weight": np.where(trusted, weight, 0).astype(np.uint8)}
 
@@ -212,7 +245,8 @@ class TileStore:
         return len(self.table)
 
     def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        """s1 int16 (T, P, H, W), s2 uint16 (D, B, H, W), label uint8 (H, W), weight uint8 (H, W) in per cent."""
+        """s1 int16 (T, P, H, W), s2 uint16 (D, B, H, W), terrain int16 (1, L, H, W), day int16 (D, H, W), label uint8
+        (H, W), weight uint8 (H, W) in per cent; of the inputs those that were packed."""
         tile = self.table.iloc[number]
         file = self._file(self.packed[tile.aoi, tile.block])
         return {key: file.get_slice(key)[tile.position] for key in file.keys()}  # noqa: SIM118 (no iterator)

@@ -28,11 +28,11 @@ from tqdm import tqdm
 from covermap.accuracy import scores
 from covermap.errors import CoverageError, ModelError
 from covermap.files import unfinished, whole
-from covermap.inputs import KEYS, Meaning
+from covermap.inputs import KEYS, Meaning, index_pairs
 from covermap.legend import EXCLUDED, NO_LABEL
 from covermap.losses import class_weights, weighted_cross_entropy
 from covermap.models import MODELS
-from covermap.models.normalise import Normalised, channel_statistics
+from covermap.models.normalise import Normalised, channel_statistics, with_indices
 from covermap.settings import Model, Training
 from covermap.tiles import TileStore
 
@@ -66,8 +66,8 @@ def train(
     CoverageError
         No labelled training pixel.
     ModelError
-        An option that the network does not have, tiles whose inputs mean different things, or a loss that is not
-        finite.
+        An option that the network does not have, an index without its bands, tiles whose inputs mean different things,
+        or a loss that is not finite.
     """
     recipe = model.training
     device = use_device(recipe.threads)
@@ -141,17 +141,19 @@ def reduced_precision(device: torch.device) -> torch.autocast:
 
 
 def build(model: Model, shapes: dict[str, tuple[int, int]], classes: int, meaning: Meaning) -> Normalised:
-    """The network of a model entry, not yet trained."""
+    """The network of a model entry for inputs of these steps and bands (T, C), not yet trained."""
     module, name = MODELS[model.network].split(":")
+    pairs = index_pairs(model.indices, meaning)
+    seen = with_indices(shapes, pairs)
     try:
-        network: nn.Module = getattr(importlib.import_module(module), name)(shapes, classes, **model.options)
+        network: nn.Module = getattr(importlib.import_module(module), name)(seen, classes, **model.options)
     except TypeError as error:
         raise ModelError(f"network {model.network} cannot be built with options {model.options}: {error}") from error
-    return Normalised(network, shapes, classes, meaning)
+    return Normalised(network, shapes, classes, meaning, pairs)
 
 
 def input_shapes(tile: dict[str, np.ndarray], model: Model) -> dict[str, tuple[int, int]]:
-    """Steps and bands of each input of the model, as found in a tile."""
+    """Steps and bands (T, C) of each input of the model, as found in a tile: without its indices."""
     keys = [KEYS[sensor] for sensor in model.sensors]
     return {key: (tile[key].shape[0], tile[key].shape[1]) for key in keys}
 
@@ -167,7 +169,7 @@ def labelled_pixels(training: TileStore, classes: int) -> np.ndarray:
 def prepare(net: Normalised, training: TileStore, pixels: np.ndarray, recipe: Training) -> Tensor:
     """Set the normalisation from the training split; return the class weights of the loss (K,)."""
     batches = (training.batch(numbers) for numbers in _batches(np.arange(len(training)), 16))
-    for key, (mean, std) in channel_statistics(batches).items():
+    for key, (mean, std) in channel_statistics(batches, net.pairs).items():
         if key in net.shapes:
             net.get_buffer(f"{key}_mean").copy_(torch.from_numpy(mean))
             net.get_buffer(f"{key}_std").copy_(torch.from_numpy(std))

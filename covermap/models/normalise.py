@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from covermap.inputs import NODATA, Meaning
+from covermap.inputs import DAY, NODATA, Meaning, Pairs
+
+INDEX_STEPS = 10_000  # of an index: as fine as reflectance, so that one floor of the deviation suits both
 
 
 class Normalised(nn.Module):
     """A network behind the normalisation of its inputs, with the class priors that it was trained under.
 
-    ``mean`` and ``std`` (T, C) of each input come from the training split and are stored with the weights;
-    ``log_weights`` (K,) are the logarithms of the loss's class weights; ``meaning`` is that of the inputs' axes.
+    ``shapes`` are steps and bands (T, C) of the integers of each input, ``meaning`` is that of their axes, and
+    ``pairs`` are the bands that each input's I indices are computed from, which the network sees as further bands.
+    ``mean`` and ``std`` (T, C + I) of each input come from the training split and are stored with the weights;
+    ``log_weights`` (K,) are the logarithms of the loss's class weights.
     """
 
-    def __init__(self, network: nn.Module, shapes: dict[str, tuple[int, int]], classes: int, meaning: Meaning) -> None:
+    def __init__(
+        self, network: nn.Module, shapes: dict[str, tuple[int, int]], classes: int, meaning: Meaning, pairs: Pairs
+    ) -> None:
         super().__init__()
         self.network = network
         self.shapes = dict(shapes)
         self.meaning = meaning
-        for key, shape in shapes.items():
+        self.pairs = pairs
+        for key, shape in with_indices(shapes, pairs).items():
             self.register_buffer(f"{key}_mean", torch.zeros(shape))
             self.register_buffer(f"{key}_std", torch.ones(shape))
         self.register_buffer("log_weights", torch.zeros(classes))
@@ -31,14 +38,21 @@ class Normalised(nn.Module):
     log_weights: Tensor
 
     def forward(self, integers: dict[str, Tensor]) -> Tensor:
-        """Logits (B, K, H, W) from integers (B, T, C, H, W)."""
+        """Logits (B, K, H, W) from integers (B, T, C, H, W) and, where s2 was filled, its ``day`` (B, T, H, W).
+
+        The network gets the mask of every step of every input (B, T, H, W): seen in all bands, and in this step. Values
+        that were filled in from other steps are given as they are; the mask tells them apart. The number of clear
+        observations is no input: it depends on how many scenes there are, and so on the place and the year.
+        """
         inputs, valid = {}, {}
         for key in self.shapes:
-            values = integers[key]
             mean, std = (self.get_buffer(f"{key}_{name}")[None, :, :, None, None] for name in ("mean", "std"))
-            seen = values != NODATA[key]  # (B, T, C, H, W)
-            inputs[key] = torch.where(seen, (values.float() - mean) / std, 0)
+            seen = integers[key] != NODATA[key]  # (B, T, C, H, W)
+            values, seen = add_indices(key, integers[key].float(), seen, self.pairs.get(key, ()))  # (B, T, C + I, H, W)
+            inputs[key] = torch.where(seen, (values - mean) / std, 0)
             valid[key] = seen.all(2)  # (B, T, H, W)
+            if key == "s2" and DAY in integers:
+                valid[key] &= integers[DAY] > 0
         return self.network(inputs, valid)
 
     def probabilities(self, integers: dict[str, Tensor]) -> Tensor:
@@ -51,13 +65,46 @@ class Normalised(nn.Module):
         return (logits - self.log_weights[None, :, None, None]).softmax(1)
 
 
-def channel_statistics(batches: Iterable[dict[str, np.ndarray]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Mean and standard deviation (T, C) of the observed integers of each input, streaming in float64."""
+def with_indices(shapes: dict[str, tuple[int, int]], pairs: Pairs) -> dict[str, tuple[int, int]]:
+    """Steps and bands (T, C + I) of each input, its I indices included."""
+    return {key: (steps, bands + len(pairs.get(key, ()))) for key, (steps, bands) in shapes.items()}
+
+
+def add_indices(key: str, values: Tensor, seen: Tensor, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Append the indices of an input to its bands.
+
+    Parameters
+    ----------
+    key : of the input: indices of s1 are differences of dB, those of s2 normalised differences of reflectance.
+    values : float (B, T, C, H, W), the integers.
+    seen : bool (B, T, C, H, W), where they are data.
+    pairs : numbers of the I pairs of bands.
+
+    Returns
+    -------
+    Values (B, T, C + I, H, W), an index of s2 in steps of 0.0001 and one of s1 in 0.01 dB, and where they are data: an
+    index where both of its bands are. All are finite.
+    """
+    if not pairs:
+        return values, seen
+    firsts, seconds = map(list, zip(*pairs, strict=True))
+    one, other = values[:, :, firsts], values[:, :, seconds]  # (B, T, I, H, W)
+    index = one - other
+    if key == "s2":
+        index = INDEX_STEPS * index / (one + other).clamp(min=1)
+    both = seen[:, :, firsts] & seen[:, :, seconds]
+    return torch.cat([values, index], 2), torch.cat([seen, both], 2)
+
+
+def channel_statistics(
+    batches: Iterable[dict[str, np.ndarray]], pairs: Pairs
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Mean and standard deviation (T, C + I) of each input's bands and indices where seen, streaming in float64."""
     sums: dict[str, list[np.ndarray]] = {}
     for batch in batches:
         for key in NODATA.keys() & batch.keys():
-            values = batch[key].astype(np.float64)  # (B, T, C, H, W)
-            seen = batch[key] != NODATA[key]
+            integers = torch.from_numpy(batch[key].astype(np.float64)), torch.from_numpy(batch[key] != NODATA[key])
+            values, seen = (part.numpy() for part in add_indices(key, *integers, pairs.get(key, ())))
             axes = (0, 3, 4)
             terms = [seen.sum(axes), (values * seen).sum(axes), (values**2 * seen).sum(axes)]
             sums[key] = [a + b for a, b in zip(sums[key], terms, strict=True)] if key in sums else terms

@@ -11,9 +11,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+# Clouds differ from step to step; what the radar misses lies beyond a swath, and one layer tells in how many months.
+SHARED_MASKS = {"s1"}
+
 
 class Unet(nn.Module):
-    """Per-pixel logits from the stacked steps and bands of every sensor.
+    """Per-pixel logits from the stacked steps and bands of every input, and from its masks.
+
+    Each step of an input has a mask of its own; those of Sentinel-1 are one layer, the share of the steps seen.
 
     Parameters
     ----------
@@ -30,7 +35,8 @@ class Unet(nn.Module):
     def __init__(self, shapes: dict[str, tuple[int, int]], classes: int, width: int = 32, depth: int = 3) -> None:
         super().__init__()
         self.multiple = 2**depth
-        channels = sum(steps * bands + 1 for steps, bands in shapes.values())
+        masks = {key: 1 if key in SHARED_MASKS else steps for key, (steps, _) in shapes.items()}
+        channels = sum(steps * bands + masks[key] for key, (steps, bands) in shapes.items())
         widths = [width * 2**level for level in range(depth + 1)]
         self.enter = nn.Conv2d(channels, width, 1)
         self.encoder = nn.ModuleList([Block(width, width)])
@@ -44,7 +50,8 @@ class Unet(nn.Module):
         layers = []
         for name, values in inputs.items():
             layers.append(values.flatten(1, 2))  # (B, T*C, H, W)
-            layers.append(valid[name].to(values.dtype).mean(1, keepdim=True))  # (B, 1, H, W) share of steps seen
+            seen = valid[name].to(values.dtype)  # (B, T, H, W)
+            layers.append(seen.mean(1, keepdim=True) if name in SHARED_MASKS else seen)  # (B, 1 or T, H, W)
         x = self.enter(torch.cat(layers, 1))  # (B, width, H, W)
         skips = []
         for level, block in enumerate(self.encoder):

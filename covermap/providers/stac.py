@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 RASTER_TYPES = ("image/tiff", "image/jp2", "image/vnd.stac.geotiff")
 RASTER_SUFFIXES = (".tif", ".tiff", ".jp2")
 PICTURE_ROLES = {"thumbnail", "overview", "visual"}
+METADATA_KEYS = {"product-metadata", "product_metadata"}  # of Sentinel-2 items: tells offsets beside the rasters
 UNUSED_KEYS = {"aot", "wvp", "visual", "preview", "thumbnail", "overview"}
 FIXED_TIME = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold: the same files give the same bytes
 
@@ -125,7 +126,9 @@ def _localised(item: Item, source: Path) -> Item:
     assets = _wanted_assets(item)
     if not assets:
         raise ProductError(f"{what} has neither a product nor a raster asset: expected a SAFE, a zip, GeoTIFF or JP2")
-    on_disk = {key: asset for key, asset in assets.items() if not _is_remote(asset["href"])} or assets
+    on_disk = {key: asset for key, asset in assets.items() if not _is_remote(asset["href"])}
+    if not set(on_disk) - METADATA_KEYS:
+        on_disk = assets
     paths = {key: _local(asset["href"], source.parent, what) for key, asset in on_disk.items()}
     for key, path in paths.items():
         if not path.exists():
@@ -140,13 +143,17 @@ def _from_root(path: Path) -> str:
 
 
 def _wanted_assets(item: Item) -> dict[str, dict[str, Any]]:
-    """The SAFE alone where there is one, else all rasters but pictures and layers that no step reads."""
+    """The SAFE alone where there is one, else all rasters but pictures and layers that no step reads.
+
+    Rasters keep the metadata of their product, where the item has them.
+    """
     assets = {key: asset for key, asset in item["assets"].items() if isinstance(asset.get("href"), str)}
     products = {key: asset for key, asset in assets.items() if _is_product(key, asset)}
     if products:
         key = min(products)
         return {key: products[key]}
-    return {key: asset for key, asset in assets.items() if _is_raster(key, asset)}
+    rasters = {key: asset for key, asset in assets.items() if _is_raster(key, asset)}
+    return rasters | {key: assets[key] for key in sorted(METADATA_KEYS & set(assets)) if rasters}
 
 
 def _is_product(key: str, asset: dict[str, Any]) -> bool:
@@ -203,7 +210,7 @@ def _write(item: Item, assets: dict[str, dict[str, Any]], paths: dict[str, Path]
 
 def _pack_safe(folder: Path, part: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    if not any(path.name in {"manifest.safe", "MTD_MSIL2A.xml"} for path in files):
+    if not any(path.name in {"manifest.safe", "MTD_MSIL2A.xml", "MTD_MSIL1C.xml"} for path in files):
         raise ProductError(f"{folder} is no SAFE product: expected a manifest.safe in it, so bring the whole product")
     with zipfile.ZipFile(part, "w") as archive:
         for path in files:

@@ -1,4 +1,4 @@
-"""Sentinel-2: from a product as it is delivered to surface reflectance on the area's grid: the step ``clip_s2``.
+"""Sentinel-2: from a product as it is delivered to reflectance on the area's grid: the step ``clip_s2``.
 
 reflectance = (DN + offset) / quantification, both as the product gives them; DN 0 is no data before the offset, 65535
 is saturated.
@@ -8,167 +8,146 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from itertools import groupby, islice
+from operator import itemgetter
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import rasterio
-from affine import Affine
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
-from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
-from rasterio.transform import array_bounds, from_bounds
-from rasterio.vrt import WarpedVRT
+from rasterio.io import DatasetWriter
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
 from covermap.errors import CoverageError, ProductError
 from covermap.grid import Grid
-from covermap.raster import new_raster
-from covermap.sentinel2.product import AGAIN, DECLARED, OFFSETS_SINCE, SCL, STEPS, Band, Product, open_product
+from covermap.raster import TILE, new_raster
+from covermap.scenes import SUPERSEDES, platform_of, tile_of
+from covermap.sentinel2 import clouds
+from covermap.sentinel2.item import DECLARED, product_of_item, untold
+from covermap.sentinel2.offsets import Rule
+from covermap.sentinel2.product import AGAIN, SCL, STEPS, Band, Product, must_be_of_level, open_files
+from covermap.sentinel2.reading import (
+    NO_CLASS,
+    Layout,
+    cut,
+    layout_of,
+    must_be_numbers,
+    must_cover,
+    nearest_classes,
+    read_strip,
+    reflectance_steps,
+    strips_of,
+)
+from covermap.sentinel2.safe import product_of_safe
 from covermap.settings import Sentinel2
 
 log = logging.getLogger(__name__)
 
-SATURATED = 65_535
-DEFECTIVE, UNCLASSIFIED = 1, 7  # SCL
-WARP_TOLERANCE_PIXELS = 0.01
-WARP_MEMORY_MB = 256
-GDAL_OPTIONS = {
-    "GDAL_NUM_THREADS": 1,  # with more, a JP2 that is cut off reads as if it were whole
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-}
+DEFECTIVE, CLASSES = 1, 12  # SCL
+FEW_FOREIGN = 0.01  # share of pixels of SCL that are no class, as lossy copies have them
+NEAREST = Resampling.nearest
+WRITTEN_ROWS = 3 * TILE  # whole tiles of the file, and whole cells of the cloud model
+MANY_BELOW_ZERO = 0.05  # share of valid pixels: more is a sign of an offset that was applied before
+
+Read = Callable[[Grid], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What becomes one layer of the file: how a strip of it is read, and where strips end."""
+
+    name: str
+    read: Read
+    strips: list[slice]
 
 
 def clip_s2(product: Path, clipped: Path, item: dict[str, Any], grid: Grid, settings: Sentinel2, threads: int) -> None:
-    """Surface reflectance and scene classification of one scene, on its window of the area's grid.
+    """Reflectance and scene classification of one scene, on its window of the area's grid.
 
     Writes uint16 (band, y, x): ``settings.bands`` in order, 0.0001 of reflectance a step, offset applied, valid pixels
     1 to 65535 (saturated), 0 where the product has no data; then SCL, which is 0 wherever a band has no data. Bands of
     the grid's zone are copied pixel by pixel, each 20 or 60 m pixel repeated (or interpolated, where the settings say
-    so); scenes of another zone or lattice are warped once. SCL is taken by nearest neighbour only.
+    so); scenes of another zone or lattice are warped once. SCL is taken by nearest neighbour only. Level-1C has the
+    product's cloud mask as classes: 9 opaque cloud, 10 cirrus, 11 snow, 8 what ``cloud_model`` alone calls cloud, 7
+    the rest.
 
-    Each thread holds one band of the window at a time: memory is about 12 bytes a pixel and thread.
+    Works on strips of whole blocks, so that each block is decoded once and while others are written. Memory is about
+    (2 x threads + 4) x 2 bytes a pixel of a strip, which has 1024 to 1536 rows (4096 where pixels are interpolated),
+    one bit a pixel of the window, 1.2 bytes with a cloud model, and GDAL's cache of blocks.
 
     Parameters
     ----------
     product : zip with one SAFE folder or with ``item.json`` and rasters; or an unzipped SAFE folder.
-    clipped : GeoTIFF to write.
+    clipped : GeoTIFF to write; its tags tell scene, offset and its source, quantification, baseline, the older products
+        of the acquisition, and the pixels of each class (``scl_counts``, 0 to 11).
     item : STAC item of the scene.
     grid : the area's grid.
 
     Raises
     ------
     ProductError
-        The product is broken, is not Level-2A, lacks a band, or tells no offset; names product, file and band.
+        The product is broken, is of another level, lacks a band, or tells no offset or two; names product, file, band.
     CoverageError
         The scene lies outside the grid.
+    SettingError
+        The cloud model is not installed.
     """
-    scene = open_product(product)
-    bands = [_wanted(scene, name) for name in settings.bands]
-    window = _window(scene, settings.bands[0], bands[0], grid)
-    if SCL not in scene.bands and settings.scl == "required":
-        raise ProductError(
-            f"product {scene.name} has no scene classification (SCL), so clouds cannot be masked: set sentinel2.scl to "
-            "'optional' if all of it counts as clear"
-        )
-    tags = {
-        "scene": item["id"],
-        "datetime": item["properties"].get("datetime") or item["properties"].get("start_datetime"),
-        "processing_baseline": scene.baseline,
-        "offset": _joined(f"{round(band.offset, 6):g}" for band in bands),
-        "offset_from": _joined(band.offset_from for band in bands),
-        "quantification": _joined(f"{round(band.quantification, 6):g}" for band in bands),
-    }
-    names = (*settings.bands, SCL)
+    scene = open_product(product, settings.level, settings.offsets)
+    wanted = (*settings.bands, *(band for band in _model_bands(settings) if band not in settings.bands))
+    bands = {name: _wanted(scene, name) for name in wanted}
+    layouts = {name: layout_of(scene.name, name, band) for name, band in bands.items()}
+    first = wanted[0]
+    for name, layout in layouts.items():
+        must_cover(scene.name, name, layout, first, layouts[first])
+    window = _window(scene.name, layouts[first], grid)
+    classes = _class_source(scene, layouts[first], window, settings)
     resampling = Resampling[settings.resampling]
-    read = partial(read_reflectance, scene.name, grid=window, resampling=resampling)
-    with (
-        new_raster(
-            clipped,
-            window,
-            count=len(names),
-            dtype="uint16",
-            nodata=0,
-            descriptions=names,
-            tags=tags,
-            interleave="band",
-        ) as raster,
-        ThreadPoolExecutor(threads) as pool,
-    ):
-        observed = np.ones(window.shape, bool)
-        for start in range(0, len(bands), threads):  # as many bands as threads are in memory, never all
-            part = slice(start, start + threads)
-            for index, steps in enumerate(pool.map(read, settings.bands[part], bands[part]), start + 1):
-                observed &= steps != 0
-                raster.write(steps, index)
-        if SCL in scene.bands:
-            scl = read_classification(scene.name, scene.bands[SCL], window)
-        else:
-            scl = np.full(window.shape, UNCLASSIFIED, np.uint8)
-        raster.write(np.where(observed, scl, 0).astype(np.uint16), len(names))
-    log.info("%s: %d x %d px, offset %s (%s)", scene.name, *window.shape, tags["offset"], tags["offset_from"])
+    sources = [_band_source(scene.name, name, bands[name], layouts[name], window, resampling) for name in wanted]
+    about = _about(scene, item, [bands[name] for name in settings.bands])
+    names = (*settings.bands, SCL)
+    with new_raster(
+        clipped, window, count=len(names), dtype="uint16", nodata=0, descriptions=names, tags=about, interleave="band"
+    ) as raster:
+        found = _write(raster, [*sources, classes], window, settings, threads, scene.name)
+        raster.update_tags(**found)
+    log.info("%s: %d x %d px, offset %s (%s)", scene.name, *window.shape, about["offset"], about["offset_from"])
 
 
-def reflectance_steps(dn: np.ndarray, offset: float, quantification: float, nodata: float | None = None) -> np.ndarray:
-    """Surface reflectance in steps of 0.0001 from digital numbers.
+def open_product(product: Path, level: str = "L2A", offsets: Rule = "agreed") -> Product:
+    """What a product holds, from its metadata alone; see ``clip_s2`` for the kinds.
 
     Parameters
     ----------
-    dn : any shape and number type; integers: 0 is no data, and 65535 saturated in uint16; floats: NaN and infinity are.
-    offset : added to the DN: BOA_ADD_OFFSET, or the offset of ``raster:bands`` over its scale.
-    quantification : DN of reflectance 1 (one over the scale).
-    nodata : a further value without data.
+    level : L2A or L1C, which the product must be.
+    offsets : which offset counts where a declared one contradicts the baseline.
 
-    Returns
-    -------
-    uint16 of the same shape: 0 no data, else 1 to 65535; 65535 is saturated.
+    Raises
+    ------
+    ProductError
+        The file is missing, broken or unsafe, of another level, or neither a SAFE nor an item with rasters.
     """
-    if dn.dtype == np.uint16 and dn.size > SATURATED + 1:  # a table: the same formula once a value
-        return reflectance_steps(np.arange(SATURATED + 1, dtype=np.uint16), offset, quantification, nodata)[dn]
-    empty = ~np.isfinite(dn) if np.issubdtype(dn.dtype, np.floating) else dn == 0
-    if nodata is not None:
-        empty |= dn == nodata
-    steps = np.clip(np.rint((dn.astype(np.float64) + offset) * (STEPS / quantification)), 1, SATURATED)
-    if dn.dtype == np.uint16:
-        steps[dn == SATURATED] = SATURATED
-    return np.where(empty, 0, steps).astype(np.uint16)
+    files = open_files(product)
+    if "item.json" in files.names:
+        return product_of_item(files, level, offsets)
+    for name in sorted(files.names, key=len):
+        if found := re.fullmatch(r"MTD_MSI(L1C|L2A)\.xml", PurePosixPath(name).name):
+            must_be_of_level(str(product), found[1], level)
+            return product_of_safe(files, name, level, offsets)
+    raise ProductError(
+        f"product {product} has neither MTD_MSI{level}.xml nor item.json: expected a Level-{level[1:]} product, {AGAIN}"
+    )
 
 
-def read_reflectance(product: str, name: str, band: Band, grid: Grid, resampling: Resampling) -> np.ndarray:
-    """Reflectance uint16 (y, x) of one band on ``grid``, in steps of 0.0001; ``product`` is for messages."""
-    dn, nodata = _read(product, name, band, grid, resampling)
-    if band.quantification == STEPS and band.offset_from != DECLARED and np.issubdtype(dn.dtype, np.floating):
-        largest = np.nanmax(dn, initial=0, where=dn != nodata)
-        if 0 < largest <= 10:
-            raise ProductError(
-                f"product {product}, band {name}: floats up to {largest:.3g}, where digital numbers of 0.0001 were "
-                "expected: declare scale 1 and offset 0 in the item's raster:bands"
-            )
-    return reflectance_steps(dn, band.offset, band.quantification, nodata)
-
-
-def read_classification(product: str, band: Band, grid: Grid) -> np.ndarray:
-    """Scene classification uint8 (y, x) on ``grid`` by nearest neighbour, 0 where the product has none.
-
-    Lossy copies exist: a few values that are no class count as defective (1); more than 1 % of them are an error.
-    """
-    scl, nodata = _read(product, SCL, band, grid, Resampling.nearest)
-    scl = np.nan_to_num(np.where(scl == nodata, 0, scl))
-    foreign = (scl < 0) | (scl > 11)
-    if (share := foreign.mean()) > 0.01:
-        raise ProductError(
-            f"product {product}, band SCL: {share:.0%} of the pixels, such as {scl[foreign][0]}, are no class of "
-            f"0..11: {AGAIN}"
-        )
-    if share:
-        log.warning("%s: %d pixels of SCL are no class, taken as defective", product, foreign.sum())
-    return np.where(foreign, DEFECTIVE, scl).astype(np.uint8)
+def _model_bands(settings: Sentinel2) -> tuple[str, ...]:
+    return clouds.MODEL_BANDS if settings.cloud_model != "none" else ()
 
 
 def _wanted(scene: Product, name: str) -> Band:
@@ -176,114 +155,184 @@ def _wanted(scene: Product, name: str) -> Band:
         raise ProductError(
             f"product {scene.name} has no band {name}, it has {', '.join(sorted(scene.bands)) or 'none'}: {AGAIN}"
         )
-    band = scene.bands[name]
-    if not band.offset_from:
-        raise ProductError(
-            f"product {scene.name}, band {name}: baseline {scene.baseline or 'untold'} and no declared offset, which "
-            f"products have since {OFFSETS_SINCE}: expected scale and offset in the item's raster:bands, or "
-            "earthsearch:boa_offset_applied where the pixels hold it already"
-        )
-    return band
+    if not scene.bands[name].offset_from:
+        raise untold(scene, name)
+    return scene.bands[name]
 
 
-def _window(scene: Product, name: str, band: Band, grid: Grid) -> Grid:
-    """Window of ``grid`` that the scene covers, by its first band."""
-    with _opened(scene.name, name, band) as raster:
-        crs, transform = _placed(scene.name, name, raster, band)
-        bounds = array_bounds(raster.height, raster.width, transform)
-        if crs != (target := CRS.from_string(grid.crs)):
-            bounds = transform_bounds(crs, target, *bounds, densify_pts=21)
+def _window(product: str, layout: Layout, grid: Grid) -> Grid:
+    """Window of ``grid`` that the scene covers."""
+    bounds = layout.bounds
+    if layout.crs != (target := CRS.from_string(grid.crs)):
+        bounds = transform_bounds(layout.crs, target, *bounds, densify_pts=21)
     if not all(map(math.isfinite, bounds)) or (window := grid.cropped(bounds)) is None:
-        raise CoverageError(f"product {scene.name} lies outside the area: take it off the list of scenes")
+        raise CoverageError(f"product {product} lies outside the area: take it off the list of scenes")
     return window
 
 
-@contextmanager
-def _opened(product: str, name: str, band: Band) -> Iterator[rasterio.DatasetReader]:
-    """A band's raster, open; whatever goes wrong with it is a ProductError that names product and band."""
-    try:
-        with warnings.catch_warnings(), rasterio.Env(**GDAL_OPTIONS):
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # the metadata may place it
-            with rasterio.open(band.path) as raster:
-                yield raster
-    except RasterioError as error:
-        reason = str(error.__cause__ or error).strip().rstrip(".")
-        raise ProductError(f"product {product}, band {name} cannot be read ({reason}): {AGAIN}") from error
-
-
-def _placed(product: str, name: str, raster: rasterio.DatasetReader, band: Band) -> tuple[CRS, Affine]:
-    """CRS and transform of a raster: its own, or those that the product's metadata declare."""
-    if raster.crs is not None:
-        return raster.crs, raster.transform
-    if band.place is None:
-        raise ProductError(f"product {product}, band {name} has no CRS: declare proj:code and proj:bbox in the item")
-    code, bounds = band.place
-    try:
-        return CRS.from_string(code), from_bounds(*bounds, raster.width, raster.height)
-    except (CRSError, TypeError) as error:
-        raise ProductError(
-            f"product {product}, band {name}: the item places it at {bounds} of {code!r} ({error}): mend the item"
-        ) from error
-
-
-def _read(product: str, name: str, band: Band, grid: Grid, resampling: Resampling) -> tuple[np.ndarray, float]:
-    """Numbers (y, x) of a band on ``grid`` as the product keeps them, and the value where it has none."""
-    with _opened(product, name, band) as raster:
-        crs, transform = _placed(product, name, raster, band)
-        nodata = raster.nodata if raster.nodata is not None else band.nodata
-        if nodata is None:
-            nodata = np.nan if np.issubdtype(raster.dtypes[0], np.floating) else 0
-        times = _repeats(crs, transform, grid)
-        if times == 1 or (times and resampling == Resampling.nearest):
-            return _repeated(raster, band.index, transform, grid, times, nodata), nodata
-        with WarpedVRT(
-            raster,
-            src_crs=crs,
-            src_transform=transform,
-            src_nodata=nodata,
-            crs=CRS.from_string(grid.crs),
-            transform=grid.transform,
-            width=grid.width,
-            height=grid.height,
-            nodata=nodata,
-            resampling=resampling,
-            tolerance=WARP_TOLERANCE_PIXELS,
-            warp_mem_limit=WARP_MEMORY_MB,
-        ) as warped:
-            return warped.read(band.index), nodata
-
-
-def _repeats(crs: CRS, transform: Affine, grid: Grid) -> int:
-    """Pixels of ``grid`` along a pixel of a raster whose pixels all end on its lattice; 0 for another lattice."""
-    if crs != CRS.from_string(grid.crs) or transform.b or transform.d or transform.a != -transform.e:
-        return 0
-    times = transform.a / grid.pixel_m
-    shifts = (transform.c - grid.left) / grid.pixel_m, (grid.top - transform.f) / grid.pixel_m
-    exact = all(abs(number - round(number)) < 1e-6 for number in (times, *shifts))
-    return round(times) if exact else 0
-
-
-def _repeated(
-    raster: rasterio.DatasetReader, index: int, transform: Affine, grid: Grid, times: int, fill: float
-) -> np.ndarray:
-    """Pixels (y, x) of ``grid``, each pixel of the raster ``times`` by ``times``; ``fill`` beyond the raster."""
-    row0, column0 = round((transform.f - grid.top) / grid.pixel_m), round((grid.left - transform.c) / grid.pixel_m)
-    row1, column1 = row0 + grid.height, column0 + grid.width
-    rows = slice(max(row0 // times, 0), min(-(-row1 // times), raster.height))
-    columns = slice(max(column0 // times, 0), min(-(-column1 // times), raster.width))
-    out = np.full(grid.shape, fill, raster.dtypes[index - 1])
-    if rows.start >= rows.stop or columns.start >= columns.stop:
-        return out
-    pixels = raster.read(index, window=Window.from_slices(rows, columns))
-    if times > 1:
-        pixels = pixels.repeat(times, 0).repeat(times, 1)
-    top, left = rows.start * times - row0, columns.start * times - column0  # where the pixels start in out, or before
-    pixels = pixels[max(-top, 0) :, max(-left, 0) :][: grid.height - max(top, 0), : grid.width - max(left, 0)]
-    out[max(top, 0) :, max(left, 0) :][: pixels.shape[0], : pixels.shape[1]] = pixels
-    return out
+def _about(scene: Product, item: dict[str, Any], bands: list[Band]) -> dict[str, str]:
+    """Tags that are known before a pixel is read."""
+    properties = item["properties"]
+    tags = {
+        "scene": item["id"],
+        "datetime": properties.get("datetime") or properties.get("start_datetime"),
+        "platform": platform_of(item),
+        "mgrs_tile": tile_of(item),
+        "level": scene.level,
+        "processing_baseline": scene.baseline,
+        "supersedes": ",".join(properties.get(SUPERSEDES, ())),
+        "offset": _joined(f"{round(band.offset, 6):g}" for band in bands),
+        "offset_from": _joined(band.offset_from for band in bands),
+        "quantification": _joined(f"{round(band.quantification, 6):g}" for band in bands),
+    }
+    return {key: value for key, value in tags.items() if value}
 
 
 def _joined(texts: Iterable[str]) -> str:
     """One text where all are the same, else all of them."""
     every = list(texts)
     return every[0] if len(set(every)) == 1 else ",".join(every)
+
+
+def _band_source(product: str, name: str, band: Band, layout: Layout, window: Grid, resampling: Resampling) -> Source:
+    """Reflectance of a band as a layer of the file."""
+
+    def convert(dn: np.ndarray, nodata: float) -> np.ndarray:
+        if band.quantification == STEPS and band.offset_from != DECLARED:
+            must_be_numbers(product, name, dn, nodata)
+        return reflectance_steps(dn, band.offset, band.quantification, nodata)
+
+    def read(grid: Grid) -> np.ndarray:
+        return read_strip(product, name, band, layout, grid, resampling, convert)
+
+    return Source(name, read, strips_of(layout, window, resampling))
+
+
+def _class_source(scene: Product, first: Layout, window: Grid, settings: Sentinel2) -> Source:
+    """Scene classification, or a cloud mask in its codes, as a layer of the file."""
+    if SCL in scene.bands:
+        band = scene.bands[SCL]
+        layout = layout_of(scene.name, SCL, band)
+        must_cover(scene.name, SCL, layout, "the bands", first)
+        return Source(SCL, partial(nearest_classes, scene.name, band, layout), strips_of(layout, window, NEAREST))
+    if isinstance(scene.clouds, str):
+        band = clouds.mask_band(scene.clouds, first)
+        layout = layout_of(scene.name, clouds.MASK, band)
+        must_cover(scene.name, clouds.MASK, layout, "the bands", first)
+        read = partial(clouds.classes_of_layers, scene.name, band, layout)
+        return Source(SCL, read, strips_of(layout, window, NEAREST))
+    if scene.clouds is None and settings.scl == "required":
+        missing = "scene classification (SCL)" if scene.level != "L1C" else "cloud mask (MSK_CLASSI or MSK_CLOUDS)"
+        raise ProductError(
+            f"product {scene.name} has no {missing}, so clouds cannot be masked: set sentinel2.scl to 'optional' if "
+            "all of it counts as clear"
+        )
+    polygons = clouds.read_polygons(scene.clouds, scene.name, first.crs.to_string(), window.crs) if scene.clouds else []
+    return Source(SCL, partial(clouds.classes_of_polygons, polygons), cut(0, window.height, WRITTEN_ROWS))
+
+
+def _write(
+    raster: DatasetWriter, sources: list[Source], window: Grid, settings: Sentinel2, threads: int, product: str
+) -> dict[str, str]:
+    """Write all layers, the classes last; what is found out on the way, as tags."""
+    observed = np.full((window.height, -(-window.width // 8)), 0xFF, np.uint8)  # a bit a pixel: every band has data
+    cells: dict[str, list[np.ndarray]] = {name: [] for name in _model_bands(settings)}
+    lowest = valid = 0
+    layers = groupby(_strips(sources, window, threads), key=itemgetter(0))
+    for name, strips in islice(layers, len(sources) - 1):
+        for row, steps in _recut(strips):
+            if name in cells:
+                cells[name].append(clouds.cell_means(steps))
+            if name in settings.bands:
+                _write_rows(raster, steps, settings.bands.index(name) + 1, row)
+                seen = steps != 0
+                observed[row : row + len(steps)] &= np.packbits(seen, axis=1)
+                lowest, valid = lowest + int(np.count_nonzero(steps == 1)), valid + int(np.count_nonzero(seen))
+    cloudy = _cloudy(cells, settings, threads)
+    _, strips = next(layers)
+    counts = _write_classes(raster, _recut(strips), observed, cloudy, product)
+    return {"scl_counts": ",".join(map(str, counts))} | _below_zero(lowest, valid, product)
+
+
+def _strips(sources: list[Source], window: Grid, threads: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and pixels of every strip of every layer in order, read by threads, a few ahead."""
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[tuple[str, Future[np.ndarray]]] = deque()
+        try:
+            for source in sources:
+                for rows in source.strips:
+                    strip = window.window(rows.start, 0, rows.stop - rows.start, window.width)
+                    ahead.append((source.name, pool.submit(source.read, strip)))
+                    if len(ahead) > 2 * threads:
+                        name, pixels = ahead.popleft()
+                        yield name, pixels.result()
+            while ahead:
+                name, pixels = ahead.popleft()
+                yield name, pixels.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _recut(strips: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+    """First row and pixels of strips that hold whole tiles of the file, so that each tile is written once."""
+    row, left = 0, None
+    for _, strip in strips:
+        left = strip if left is None else np.concatenate([left, strip])
+        whole = len(left) // WRITTEN_ROWS * WRITTEN_ROWS
+        if whole:
+            yield row, left[:whole]
+            row, left = row + whole, left[whole:]
+    if left is not None and len(left):
+        yield row, left
+
+
+def _write_rows(raster: DatasetWriter, pixels: np.ndarray, index: int, row: int) -> None:
+    raster.write(pixels, index, window=Window(0, row, pixels.shape[1], len(pixels)))
+
+
+def _write_classes(
+    raster: DatasetWriter,
+    strips: Iterable[tuple[int, np.ndarray]],
+    observed: np.ndarray,
+    cloudy: np.ndarray | None,
+    product: str,
+) -> np.ndarray:
+    """Write the classes, 0 where a band has no data; pixels of each class.
+
+    Lossy copies exist: a few values that are no class count as defective; more than 1 % of them are an error.
+    """
+    counts, foreign = np.zeros(CLASSES, int), 0
+    for row, found in strips:
+        seen = np.unpackbits(observed[row : row + len(found)], axis=1, count=found.shape[1])
+        foreign += int((found == NO_CLASS).sum())
+        classes = np.where(found == NO_CLASS, DEFECTIVE, found) * seen.astype(np.uint16)
+        if cloudy is not None:
+            classes = clouds.with_second_opinion(classes, cloudy, row)
+        _write_rows(raster, classes.astype(np.uint16), raster.count, row)
+        counts += np.bincount(classes.ravel(), minlength=CLASSES)
+    if (share := foreign / (raster.height * raster.width)) > FEW_FOREIGN:
+        raise ProductError(f"product {product}, band SCL: {share:.0%} of the pixels are no class of 0..11: {AGAIN}")
+    if foreign:
+        log.warning("%s: %d pixels of SCL are no class, taken as defective", product, foreign)
+    return counts
+
+
+def _cloudy(cells: dict[str, list[np.ndarray]], settings: Sentinel2, threads: int) -> np.ndarray | None:
+    """What the cloud model calls cloud, bool by cell; None without a model."""
+    if not cells:
+        return None
+    means = np.stack([np.concatenate(cells[name]) for name in clouds.MODEL_BANDS])
+    return clouds.cloud_probability(means, threads) >= settings.cloud_probability
+
+
+def _below_zero(lowest: int, valid: int, product: str) -> dict[str, str]:
+    """The tag ``below_zero`` where many valid pixels are at the lowest step, which is where zero and less end up."""
+    share = lowest / max(valid, 1)
+    if share <= MANY_BELOW_ZERO:
+        return {}
+    log.warning(
+        "%s: %.0f %% of the valid pixels are zero or less with the offset: was it applied to them before?",
+        product,
+        100 * share,
+    )
+    return {"below_zero": f"{share:.4f}"}

@@ -142,6 +142,87 @@ def test_areas_of_one_model_must_agree(settings, changes, words):
         assert word in str(caught.value)
 
 
+def with_terrain(settings, **composite):
+    settings = edited(settings, "models/unet_demo/sensors", ["sentinel2", "terrain"])
+    return edited(settings, "composite", composite)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"composite/layers": []}, ["sensors wants terrain", "composite.layers is empty for aois.demo"]),
+        ({"aois/demo/dem": None}, ["aois.demo.dem is not set", "elevation", "give heights"]),
+        ({"composite/layers": ["incidence_angle"]}, ["incidence_angle", "aois.demo", "add it to sentinel1.layers"]),
+        ({"models/unet_demo/sensors": ["terrain"]}, ["terrain alone", "add sentinel1 or sentinel2"]),
+        ({"models/unet_demo/indices": ["vh_minus_vv"]}, ["vh_minus_vv", "comes from sentinel1: add it"]),
+        (
+            {"models/unet_demo/indices": ["ndvi"], "sentinel2/bands": ["B03", "B04"]},
+            ["models.unet_demo.indices has ndvi, which needs B08, but sentinel2.bands of aois.demo has B03, B04"],
+        ),
+        (
+            {
+                "models/unet_demo/indices": ["vh_minus_vv"],
+                "models/unet_demo/sensors": ["sentinel1"],
+                "sentinel1/polarisations": ["VV"],
+            },
+            ["vh_minus_vv, which needs VH, but sentinel1.polarisations of aois.demo has VV: add it"],
+        ),
+        ({"models/unet_demo/indices": ["evi"]}, ["models.unet_demo.indices", "'ndvi', 'ndwi', 'nbr'", "'evi'"]),
+    ],
+)
+def test_terrain_and_indices_need_their_sources(settings, changes, words):
+    settings = with_terrain(settings, layers=["elevation"])
+    assert load(settings)
+    for path, value in changes.items():
+        settings = edited(settings, path, value)
+    with pytest.raises(SettingError) as caught:
+        load(settings)
+    for word in words:
+        assert word in str(caught.value)
+
+
+YEAR = {"start": "2022-01-01", "end": "2022-12-31"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ({}, {"sentinel2": {"level": "L1C"}}, ["sentinel2.level differ, L2A and L1C"]),
+        ({}, {"composite": {"layers": ["slope"]}}, ["composite.layers differ, elevation and slope"]),
+        ({}, {"composite": {"every": "month"}}, ["composite.every differ, period and month"]),
+        ({}, {"composite": {"dates": ["2021-09-01", "2022-02-01"]}}, ["steps of the period differ, 1 and 1, 2"]),
+        (
+            {"composite": {"every": "quarter"}},
+            {"composite": {"every": "quarter"}, "period": YEAR},
+            ["steps of the period differ, Q3, Q4, Q1, Q2, Q3 and Q1, Q2, Q3, Q4"],
+        ),
+        (
+            {"composite": {"every": "month", "season": ["03-01", "05-31"]}},
+            {"composite": {"every": "month"}},
+            ["steps of the period differ, 03, 04, 05 and 08, 09"],
+        ),
+        (
+            {"composite": {"every": "year"}},
+            {"composite": {"every": "year", "fill": "linear"}},
+            ["composite.fill differ, none and linear"],
+        ),
+    ],
+)
+def test_what_sentinel2_and_terrain_mean_must_agree(settings, first, second, words):
+    settings = with_terrain(settings, layers=["elevation"])
+    settings["aois"]["demo"] |= first
+    assert load(settings)
+    with pytest.raises(SettingError) as caught:
+        load(two_areas(settings, **second))
+    for word in ("models.unet_demo", "aois.demo", "aois.other", *words):
+        assert word in str(caught.value)
+
+
+def test_orbit_directions_of_two_areas_must_agree(settings):
+    with pytest.raises(SettingError, match=r"composite\.directions differ, one and apart"):
+        load(two_areas(settings, composite={"directions": "apart"}))
+
+
 def test_areas_of_one_model_may_differ_in_year_speckle_and_what_it_does_not_see(settings):
     later = {"start": "2022-08-01", "end": "2023-07-31"}
     assert load(two_areas(settings, period=later, sentinel1={"speckle_filter": "none", "units": "dB"}))
@@ -206,3 +287,24 @@ def test_months_of_a_period_that_crosses_a_year():
 
 def test_the_schema_is_in_sync():
     assert Path("config/schema.json").read_text() == schema(), "run: python -m covermap.config"
+
+
+@pytest.mark.parametrize(
+    ("composite", "radar", "words"),
+    [
+        ({"directions": "apart"}, {"orbit_state": "ascending"}, "is apart .*, but .* leaves ascending alone"),
+        (
+            {"directions": "together", "layers": ["incidence_angle"]},
+            {"layers": ["incidence_angle"]},
+            "two directions have no angle in common",
+        ),
+        ({"season": ["2021-02-01", "03-31"]}, {}, "'2021-02-01' is no day of a year"),
+    ],
+)
+def test_directions_and_seasons_make_sense(settings, composite, radar, words):
+    with pytest.raises(SettingError, match=words):
+        load(edited(edited(settings, "composite", composite), "sentinel1", radar))
+
+
+def test_a_season_may_cut_months(settings):
+    assert load(edited(settings, "composite", {"season": ["02-01", "03-31"], "every": "month"}))

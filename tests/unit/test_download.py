@@ -81,7 +81,7 @@ def write_catalog(folder: Path, *items) -> Path:
 
 
 def search(catalog, listing=Path("listing.json"), sensors=("sentinel2",), area=AREA, period=AUGUST, **more):
-    settings = {"max_cloud": 60, "pinned": None, "labels": None, **more}
+    settings = {"level": "L2A", "max_cloud": 60, "pinned": None, "labels": None, **more}
     provider = Provider(name="stac", catalog=catalog)
     search_scenes(
         listing, area=area.wkt, period=period, sensors=sensors, provider=provider, catalog=catalog, **settings
@@ -183,6 +183,53 @@ def test_parts_of_one_tile_and_other_acquisitions_are_kept():
     assert [item["id"] for item in newest_baseline(items)] == ["a", "b", "other_tile", "other_platform", "other_time"]
 
 
+def test_what_is_kept_names_what_it_supersedes(root):
+    name = "S2A_MSIL2A_20210810T100000_N{}_R022_T32UNA_{}"
+    one, two = name.format("0209", "20210810T120000"), name.format("0301", "20210811T120000")
+    new = name.format("0500", "20230201T120000")
+    found = {item["id"]: item for item in search(write_catalog(root, scene(two), scene(new), scene(one), scene("x")))}
+    assert list(found) == [new, "x"]
+    assert found[new]["properties"]["covermap:supersedes"] == [one, two]
+    assert "covermap:supersedes" not in found["x"]["properties"]
+
+
+def test_a_datastrip_that_was_made_again_is_taken_once():
+    """Three products of one baseline: two parts of the tile, and the first of them once more."""
+
+    def part(name, start, made):
+        fields = {"s2:mgrs_tile": "32UNA", "s2:processing_baseline": "05.00", "s2:generation_time": made}
+        return scene(name, **fields, **{"s2:datastrip_id": f"S2A_OPER_MSI_L2A_DS_S2RP_20230101T000000_S{start}_N05.00"})
+
+    items = [
+        part("again", "20210810T100003", "2023-06-01T00:00:00.0Z"),
+        part("first", "20210810T100003", "2023-01-01T00:00:00.0Z"),
+        part("second", "20210810T100400", "2023-01-01T00:00:00.0Z"),
+    ]
+    for order in (items, items[::-1]):
+        kept = newest_baseline(order)
+        assert {item["id"] for item in kept} == {"again", "second"}
+        assert all(item["properties"]["covermap:supersedes"] == ["first"] for item in kept)
+    assert newest_baseline(kept) == kept  # a list that is pinned keeps what it knows
+
+
+def test_a_processor_of_ones_own_comes_after_all_baselines():
+    name = "S2A_MSIL2A_20210810T100000_N{}_R022_T32UNA_{}"
+    own, old = name.format("9999", "20250810T120000"), name.format("0209", "20210810T120000")
+    assert [item["id"] for item in newest_baseline([scene(own), scene(old)])] == [old]
+
+
+def test_the_level_of_the_settings_is_taken(root, caplog):
+    caplog.set_level(logging.INFO)
+    top, surface = "S2A_MSIL1C_20210810T100000_N0301_R022_T32UNA_20210810T110000", "S2A_surface"
+    catalog = write_catalog(root, scene(top), scene(surface, **{"s2:product_type": "S2MSI2A"}), scene("untold"))
+    assert [item["id"] for item in search(catalog)] == [surface, "untold"]
+    assert f"{top} left out: it is of level L1C, not L2A" in caplog.text
+    assert [item["id"] for item in search(catalog, level="L1C")] == [top, "untold"]
+    for more in ({}, {"pinned": root / "items.json"}):
+        with pytest.raises(CoverageError, match=r"1 are of level L1C, so set sentinel2\.level to L1C or bring .* L2A"):
+            search(write_catalog(root, scene(top)), **more)
+
+
 def test_gap_in_the_area_is_a_warning(root, caplog):
     search(write_catalog(root, scene("a", west=10.3)))
     assert "50.0 % of the area has no sentinel2 scene" in caplog.text
@@ -252,19 +299,21 @@ def test_two_different_items_of_one_id(root):
 
 
 def test_pinned_list_is_taken_as_it_is_but_for_other_areas_and_days(root, caplog):
-    pinned = write_catalog(
-        root, scene("cloudy", cloud=99), scene("far", west=20), scene("late", "2021-09-01T00:00:00Z")
-    )
+    name = "S2A_MSIL2A_20210810T100000_N{}_R022_T32UNA_20210810T120000"
+    twice = [scene(name.format(baseline), cloud=99) for baseline in ("0301", "0500")]
+    pinned = write_catalog(root, *twice, scene("far", west=20), scene("late", "2021-09-01T00:00:00Z"))
     listing = Path("listing.json")
     arguments = {
         "area": AREA.wkt,
         "period": AUGUST,
         "provider": Provider(name="demo"),
         "catalog": None,
+        "level": "L2A",
         "max_cloud": 60,
     }
     search_scenes(listing, sensors=("sentinel2",), pinned=pinned, labels=None, **arguments)
-    assert list(read_listing(listing)) == ["cloudy"]
+    assert list(read_listing(listing)) == [name.format("0500")]
+    assert read_listing(listing)[name.format("0500")]["properties"]["covermap:supersedes"] == [name.format("0301")]
     assert "far of" in caplog.text and "late of" in caplog.text
     with pytest.raises(CoverageError, match=r"items\.json has no sentinel1 scene .* pin scenes"):
         search_scenes(listing, sensors=("sentinel1",), pinned=pinned, labels=None, **arguments)
@@ -307,6 +356,25 @@ def test_rasters_become_a_zip_with_their_item(root):
         inside = json.loads(archive.read("item.json"))
     assert inside["assets"]["band 2"] == {"href": "band_2.jp2", "title": "kept"}
     assert inside["properties"] == item["properties"]
+
+
+@pytest.mark.parametrize("key", ["product-metadata", "product_metadata"])
+def test_rasters_keep_the_metadata_of_their_product(root, key):
+    item = scene("a")
+    item["assets"] = {"B02": {"href": "B02.tif"}, key: {"href": "MTD_MSIL2A.xml", "roles": ["metadata"]}}
+    (root / "B02.tif").write_bytes(RASTERS["strips.tif"])
+    (root / "MTD_MSIL2A.xml").write_text("<a/>")
+    (found,) = search(write_catalog(root, item))
+    download_scene(Path("a.zip"), found, "stac")
+    with zipfile.ZipFile("a.zip") as archive:
+        assert archive.read(f"{key}.xml") == b"<a/>"
+        assert json.loads(archive.read("item.json"))["assets"][key]["href"] == f"{key}.xml"
+    del item["assets"]["B02"]
+    with pytest.raises(ProductError, match="neither a product nor a raster asset"):
+        search(write_catalog(root, item))
+    item["assets"]["B02"] = {"href": "https://example.org/B02.tif"}
+    with pytest.raises(SettingError, match="provider stac reads files on disk"):
+        search(write_catalog(root, item))
 
 
 def zipped(path, *names, link=False):

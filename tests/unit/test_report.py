@@ -1,4 +1,5 @@
 import base64
+import io
 import json
 import re
 from datetime import date
@@ -8,13 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from PIL import Image
 from rasterio.enums import Resampling
 
 from covermap.errors import ProductError
 from covermap.grid import Grid
 from covermap.legend import Legend, LegendClass
 from covermap.raster import write_raster
-from covermap.report import CHART, _chart, _degrees, _reduced, _round_below, _ticks, _tracks, report, survey_stacks
+from covermap.report import (
+    CHART,
+    THUMBNAILS,
+    _chart,
+    _degrees,
+    _reduced,
+    _round_below,
+    _ticks,
+    _tracks,
+    report,
+    survey_stacks,
+)
 from covermap.settings import Composite, Masks, Period
 from covermap.stack import stack_block
 
@@ -303,9 +316,100 @@ def test_a_chart_runs_from_corner_to_corner_and_skips_gaps():
 
 def test_scenes_of_a_day_are_one_mark(files):
     items = json.loads((files / "scenes.json").read_text())["features"]
-    tracks = _tracks(items, YEAR)
+    tracks = _tracks(items, YEAR, {})
     (day,) = tracks["sensors"]["Sentinel-2"]
     assert (day["scenes"], day["cloud"], day["platforms"]) == (2, 30, "sentinel-2a, sentinel-2b")
     assert day["at"] == pytest.approx(100 * 59.5 / 365)
     assert tracks["sensors"]["Sentinel-1"][0]["cloud"] is None
     assert [month["name"] for month in tracks["months"]] == YEAR.months
+
+
+# --- scene by scene
+
+
+def checked_scene(folder, name, day, **changes):
+    """Figures and picture of a scene, as check_scene writes them: red above, with white lines of text under it."""
+    optical = name.startswith("S2")
+    shares = {"no_data": 0.1, "clear": 0.6, "cloud": 0.25, "shadow": 0.05, "snow": 0.0, "defective": 0.0}
+    figures = {
+        "scene": name, "sensor": "sentinel2" if optical else "sentinel1", "datetime": f"{day}T12:00:00Z",
+        "platform": f"sentinel-{name[1:3].lower()}", "pixel_m": 10.0, "left_out": None, "picture_pixels": [480, 240],
+        "shares": shares if optical else {"no_data": 0.0, "distorted": 0.02},
+        "shift": {"right_pixels": 0.3, "down_pixels": -0.4, "spread_pixels": 0.1, "patches": 40, "trusted": True},
+    }  # fmt: skip
+    of_sensor = {"tile": "21LYF", "baseline": "04.00", "below_zero": None} if optical else {
+        "track": 68, "orbit_state": "descending", "polarisations": ["VV", "VH"], "median_db": {"VH": -16.5, "VV": -10.4}
+    }  # fmt: skip
+    quality, quicklook = folder / f"{name}.json", folder / f"{name}.png"
+    quality.write_text(json.dumps(figures | of_sensor | changes))
+    picture = np.full((300, 480, 3), 255, np.uint8)
+    picture[:240] = (200, 30, 30)
+    Image.fromarray(picture).save(quicklook)
+    return quality, quicklook
+
+
+@pytest.fixture(scope="module")
+def by_scene(files, tmp_path_factory):
+    """A page about the three scenes of the list, of which one was left out, and a fourth that was never used."""
+    folder = tmp_path_factory.mktemp("quality")
+    doubtful = {"right_pixels": 1.5, "down_pixels": 0.0, "spread_pixels": 2.0, "patches": 2, "trusted": False}
+    pairs = [
+        checked_scene(folder, "S2A_MSIL2A_1", "2019-03-01"),
+        checked_scene(folder, "S2B_MSIL2A_2", "2019-03-01", shift=doubtful, left_out="91.0 % of it is masked"),
+        checked_scene(folder, "S1A_IW_GRDH_3", "2019-07-02", shift=None),
+    ]
+    quality, quicklooks = map(list, zip(*pairs, strict=True))
+    unused = {"S1A_<other>": "another orbit direction or track"}
+    return make(files, "scenes.html", quality=quality, quicklooks=quicklooks, unused=unused)
+
+
+def test_every_scene_has_its_row(by_scene):
+    page = Page(by_scene)
+    assert "2019-03-01 Sentinel-2A 21LYF 60.0 25.0 5.0 10.0 04.00 +0.30, −0.40 5.0 yes" in page.words
+    assert "+1.50, +0.00 15.0 ? no: 91.0 % of it is masked" in page.words
+    assert "2019-07-02 Sentinel-1A 68 descending VV −10.4, VH −16.5 2.0 0.0 – – yes" in page.words
+    assert "1 listed, but not used" in page.words and "S1A_&lt;other&gt;" in by_scene
+    assert "No scene was moved." in page.words and "Scenes by date" not in page.words
+    names = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    pointed = [a["aria-labelledby"] for _, a in page.tags if "aria-labelledby" in a]
+    assert len(names) == len(set(names)) and set(pointed) <= set(names)
+    assert all(image["alt"] for image in page.all("img"))
+
+
+def test_thumbnails_are_the_pictures_without_their_text(by_scene):
+    sources = [image["src"] for image in Page(by_scene).all("img") if "width" in image]
+    assert len(sources) == 3
+    for source in sources:
+        assert len(source) < 10_000
+        with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as small:
+            assert small.size == (200, 100)
+            assert np.abs(np.asarray(small).astype(int) - (200, 30, 30)).max() < 12
+
+
+def test_the_strip_shows_what_was_clear_in_the_area(files):
+    items = json.loads((files / "scenes.json").read_text())["features"]
+    shares = {"S2A_MSIL2A_1": {"clear": 0.3}, "S2B_MSIL2A_2": {"clear": 0.25}, "S1A_IW_GRDH_3": {}}
+    tracks = _tracks(items, YEAR, {name: {"shares": {"no_data": 0.2} | each} for name, each in shares.items()})
+    shown = {sensor: [day["shown"] for day in days] for sensor, days in tracks["sensors"].items()}
+    assert shown == {"Sentinel-1": [0.8], "Sentinel-2": [0.55]}
+
+
+def test_two_hundred_scenes_stay_one_small_page(files, tmp_path):
+    days = [date(2019, 1, 1 + number % 28).replace(month=1 + number // 28) for number in range(200)]
+    pairs = [checked_scene(tmp_path, f"S2A_MSIL2A_{number}", day) for number, day in enumerate(days)]
+    quality, quicklooks = map(list, zip(*pairs, strict=True))
+    text = make(files, "many.html", quality=quality, quicklooks=quicklooks, corrected=True)
+    page = Page(text)
+    small = [image["alt"] for image in page.all("img") if "width" in image]
+    assert len(small) == THUMBNAILS and len(text) < 600_000
+    assert "2019-01-01" in small[0] and "2019-08-04" in small[-1]
+    assert text.count('<tr><th scope="row">2019-') == 200
+    assert "were moved back by it" in page.words
+
+
+def test_a_broken_picture_is_named(files, tmp_path):
+    quality, quicklook = checked_scene(tmp_path, "S2A_MSIL2A_1", "2019-03-01")
+    quicklook.write_bytes(b"\x89PNG")
+    with pytest.raises(ProductError, match=r"S2A_MSIL2A_1\.png cannot be read as a picture"):
+        make(files, "never.html", quality=[quality], quicklooks=[quicklook])
+    assert not (files / "never.html").exists()

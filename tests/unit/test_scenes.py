@@ -6,7 +6,17 @@ import pytest
 from shapely.geometry import box, mapping
 
 from covermap.errors import CoverageError, ProductError, SettingError
-from covermap.scenes import footprint, meets, moment, one_view, read_listing, sensor_of
+from covermap.scenes import (
+    footprint,
+    level_of,
+    meets,
+    moment,
+    one_view,
+    platform_of,
+    read_listing,
+    sensor_of,
+    tile_of,
+)
 from covermap.settings import Sentinel1
 
 
@@ -29,6 +39,8 @@ def item(name="S2A_MSIL2A_20210801T135111_N0301_R024_T21LZC_20210801T160000", ou
         (item("any", constellation="Sentinel-2"), "sentinel2"),
         ({**item("any"), "collection": "sentinel-1-rtc"}, "sentinel1"),
         (item("S2C_33TWM_20250815_0_L2A"), "sentinel2"),
+        (item("S2A_MSIL1C_20210801T135111_N0301_R024_T21LZC_20210801T160000"), "sentinel2"),
+        (item("any", constellation="Sentinel 2"), "sentinel2"),
     ],
 )
 def test_sensor(scene, sensor):
@@ -38,8 +50,6 @@ def test_sensor(scene, sensor):
 @pytest.mark.parametrize(
     ("scene", "words"),
     [
-        (item("S2A_MSIL1C_20210801T135111_N0301_R024_T21LZC_20210801T160000"), "of level MSIL1C"),
-        ({**item("any", platform="sentinel-2a"), "collection": "sentinel-2-l1c"}, "of level L1C"),
         (item("any", platform="sentinel-1a", **{"sar:product_type": "SLC"}), "of level SLC"),
         (item("LC08_L2SP_226068", platform="landsat-8"), "no known sensor"),
     ],
@@ -47,6 +57,24 @@ def test_sensor(scene, sensor):
 def test_what_no_step_reads_has_no_sensor(scene, words):
     with pytest.raises(ProductError, match=words):
         sensor_of(scene)
+
+
+@pytest.mark.parametrize(
+    ("scene", "level", "tile", "platform"),
+    [
+        (item(), "L2A", "21LZC", "sentinel-2a"),
+        (item("S2B_MSIL1C_20220615T101559_N0400_R065_T32UPC_20220615T122549"), "L1C", "32UPC", "sentinel-2b"),
+        (item("S2C_33TWM_20250815_0_L2A", platform="Sentinel-2C", **{"grid:code": "MGRS-33TWM"}), "L2A", "33TWM",
+         "sentinel-2c"),
+        (item("S2B_MSIL2A_20221004T220349_R086_T01JCF_20221005T072117"), "L2A", "01JCF", "sentinel-2b"),
+        ({**item("any", **{"s2:mgrs_tile": "T32UPC"}), "collection": "sentinel-2-l1c"}, "L1C", "32UPC", ""),
+        (item("any", **{"s2:product_type": "S2MSI1C"}), "L1C", "", ""),
+        (item("L1C_like", **{"product:type": "S2MSI2A"}), "L2A", "", ""),
+        (item("any"), "", "", ""),
+    ],
+)  # fmt: skip
+def test_level_tile_and_platform(scene, level, tile, platform):
+    assert (level_of(scene), tile_of(scene), platform_of(scene)) == (level, tile, platform)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +189,16 @@ def test_settings_choose_radar_scenes_and_leave_the_others(settings, left):
 def test_views_of_two_kinds_are_refused_before_anything_is_fetched(settings, words):
     with pytest.raises(SettingError, match=words):
         names(MIXED, **settings)
+
+
+def test_two_directions_may_be_wanted():
+    for directions in ("apart", "together"):
+        both = one_view(MIXED[:4], Sentinel1(), DEM, "acre", directions)
+        assert [scene["id"] for scene in both] == ["a", "b", "S2A_c", "d"]
+    with pytest.raises(SettingError, match=r"126 \(1 scene\) and 24 \(2 scenes\)"):  # two tracks of one direction
+        one_view(MIXED, Sentinel1(), DEM, "acre", "together")
+    with pytest.raises(CoverageError, match=r"directions is apart, but .* are descending \(2 scenes\): expected both"):
+        one_view(MIXED[1:4], Sentinel1(), DEM, "acre", "apart")
 
 
 def test_a_choice_that_leaves_no_radar_scene_says_what_there_is():

@@ -1,19 +1,24 @@
 """Clipping tiny products whose every pixel is known."""
 
 import json
+import logging
+import struct
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
+from rasterio.io import MemoryFile
 from rasterio.transform import from_origin
 from rasterio.warp import transform as transform_points
 
+from covermap import sentinel2
 from covermap.errors import CoverageError, ProductError
 from covermap.grid import Grid
-from covermap.sentinel2 import clip_s2, reflectance_steps
-from covermap.sentinel2.product import band_of, read_metadata
+from covermap.sentinel2 import clip_s2, reading, reflectance_steps
+from covermap.sentinel2.item import band_of
+from covermap.sentinel2.safe import read_metadata
 from covermap.settings import Sentinel2
 
 NAME = "S2A_MSIL2A_20220510T140101_N0400_R067_T21LXF_20220510T201010.SAFE"
@@ -38,12 +43,13 @@ def pixels_of(band: str) -> np.ndarray:
     return dn.astype(np.uint16)
 
 
-def metadata(offset: int | None = -1000, quantification: str = "10000", images: bool = True, kind: str = "2A") -> str:
+def metadata(offset: int | None = -1000, quantification: str = "10000", images: bool = True, kind: str = "2A",
+             baseline: str = "04.00") -> str:  # fmt: skip
     listed = "".join(f"<IMAGE_FILE>{file}</IMAGE_FILE>" for file in image_files().values()) if images else ""
     offsets = "".join(f'<BOA_ADD_OFFSET band_id="{band}">{offset}</BOA_ADD_OFFSET>' for band in range(13))
     return f"""<?xml version="1.0" encoding="UTF-8"?>
 <n1:Level-{kind}_User_Product xmlns:n1="https://psd-14.sentinel2.eo.esa.int/PSD/User_Product_Level-{kind}.xsd">
-<n1:General_Info><Product_Info><PROCESSING_BASELINE>04.00</PROCESSING_BASELINE>{listed}</Product_Info>
+<n1:General_Info><Product_Info><PROCESSING_BASELINE>{baseline}</PROCESSING_BASELINE>{listed}</Product_Info>
 <BOA_QUANTIFICATION_VALUE unit="none">{quantification}</BOA_QUANTIFICATION_VALUE>
 {"" if offset is None else f"<BOA_ADD_OFFSET_VALUES_LIST>{offsets}</BOA_ADD_OFFSET_VALUES_LIST>"}
 </n1:General_Info></n1:Level-{kind}_User_Product>"""
@@ -89,6 +95,10 @@ def clip(product: Path, grid: Grid = AREA, settings: Sentinel2 = SETTINGS, threa
     """Bands of the clipped product by name; the file must be there and be well formed."""
     clipped = product.parent / "clipped.tif"
     clip_s2(product, clipped, ITEM, grid, settings, threads)
+    return written(clipped)
+
+
+def written(clipped: Path) -> dict[str, np.ndarray]:
     with rasterio.open(clipped) as raster:
         assert raster.dtypes[0] == "uint16"
         assert raster.nodata == 0
@@ -138,6 +148,27 @@ def test_tags_say_where_it_comes_from(tmp_path, safe):
     assert tags["datetime"] == "2022-05-10T14:01:01.024Z"
     assert (tags["processing_baseline"], tags["offset"], tags["quantification"]) == ("04.00", "-1000", "10000")
     assert tags["offset_from"] == "MTD_MSIL2A.xml"
+    assert (tags["platform"], tags["mgrs_tile"], tags["level"]) == ("sentinel-2a", "21LXF", "L2A")
+    assert "supersedes" not in tags
+    counts = np.bincount(expected_steps("SCL").ravel(), minlength=12)
+    assert tags["scl_counts"] == ",".join(map(str, counts))
+    assert counts[2] > 0
+
+
+def test_the_tags_name_what_a_product_supersedes(tmp_path, safe):
+    item = {**ITEM, "properties": {**ITEM["properties"], "covermap:supersedes": ["older", "oldest"]}}
+    clip_s2(zipped(tmp_path / "product.zip", safe), tmp_path / "clipped.tif", item, AREA, SETTINGS, 1)
+    with rasterio.open(tmp_path / "clipped.tif") as raster:
+        assert raster.tags()["supersedes"] == "older,oldest"
+
+
+def test_no_data_is_counted_as_class_0(tmp_path, safe):
+    grid = Grid(crs=CRS, left=LEFT + SIDE_M - 300, top=TOP - SIDE_M + 300, width=30, height=30)
+    got = clip(zipped(tmp_path / "product.zip", safe), grid)
+    with rasterio.open(tmp_path / "clipped.tif") as raster:
+        counts = [int(number) for number in raster.tags()["scl_counts"].split(",")]
+    assert counts[0] == 144
+    assert counts == np.bincount(got["SCL"].ravel(), minlength=12).tolist()
 
 
 def test_a_plain_folder_is_a_product_too(tmp_path, safe):
@@ -162,7 +193,7 @@ def test_the_finest_file_of_a_band_is_taken(tmp_path, safe):
 
 
 def test_without_offsets_none_is_applied(tmp_path, safe):
-    product = zipped(tmp_path / "product.zip", {**safe, "MTD_MSIL2A.xml": metadata(offset=None)})
+    product = zipped(tmp_path / "product.zip", {**safe, "MTD_MSIL2A.xml": metadata(offset=None, baseline="03.01")})
     assert (clip(product)["B02"] == expected_steps("B02", offset=0)).all()
 
 
@@ -228,7 +259,7 @@ BROKEN = {
     "missing metadata": (lambda safe: {name: c for name, c in safe.items() if "MTD" not in name}, "neither MTD_MSIL2A"),
     "empty metadata": (lambda safe: {**safe, "MTD_MSIL2A.xml": ""}, "is no XML"),
     "foreign metadata": (lambda safe: {**safe, "MTD_MSIL2A.xml": "<html/>"}, "of kind 'html'"),
-    "Level-1C": (lambda safe: {"MTD_MSIL1C.xml": metadata(kind="1C")}, "Level-1C"),
+    "Level-1C": (lambda safe: {"MTD_MSIL1C.xml": metadata(kind="1C")}, "is Level-1C, but .* asks for Level-2A"),
     "Level-1C renamed": (lambda safe: {**safe, "MTD_MSIL2A.xml": metadata(kind="1C")}, "Level-1C_User_Product"),
     "no quantification": (lambda safe: {**safe, "MTD_MSIL2A.xml": metadata(quantification="")}, "no usable quantif"),
     "zero quantification": (lambda safe: {**safe, "MTD_MSIL2A.xml": metadata(quantification="0")}, "more than 0"),
@@ -238,13 +269,34 @@ BROKEN = {
     "path upwards": (lambda safe: {**safe, "../../evil": "x"}, "unsafe path"),
     "two granules": (lambda safe: {**safe, "MTD_MSIL2A.xml": metadata(images=False),
                                    image_files()["B02"].replace("A035930", "A035931") + ".jp2": b""}, "one granule"),
+    "empty granule": (lambda safe: {name: c for name, c in safe.items() if name.endswith("xml")},
+                      "has no band B02, it has none"),
+    "classes of another size": (lambda safe: {**safe, image_files()["SCL"] + ".jp2": cut_jp2("SCL")},
+                                "band SCL: it covers 60 x 60 px .* but the bands 240 x 240 px"),
+    "band of another size": (lambda safe: {**safe, image_files()["B05"] + ".jp2": cut_jp2("B05")},
+                             "band B05: it covers 60 x 60 px .* but B02 240 x 240 px"),
+    "no offsets since 04.00": (lambda safe: {**safe, "MTD_MSIL2A.xml": metadata(offset=None)},
+                               r"band B0\d: offset 0 .* contradicts offset -1000 \(baseline 04.00\)"),
+    "offsets before 04.00": (lambda safe: {**safe, "MTD_MSIL2A.xml": metadata(baseline="02.14")},
+                             r"band B0\d: offset -1000 .* contradicts offset 0 \(baseline 02.14\)"),
+    "endless metadata": (lambda safe: {**safe, "MTD_MSIL2A.xml": b" " * (64 * 2**20 + 1)}, "more than 67108864 bytes"),
     "classes beyond 11": (lambda safe: {**safe, image_files()["SCL"] + ".jp2": safe[image_files()["B05"] + ".jp2"]},
                           "band SCL: .* are no class"),
     "nothing": (lambda safe: {}, "is empty"),
 }  # fmt: skip
 
 
-NOT_THE_FILE_S_FAULT = {"missing classification", "path upwards"}
+NOT_THE_FILE_S_FAULT = {"missing classification", "path upwards", "no offsets since 04.00", "offsets before 04.00",
+                        "endless metadata"}  # fmt: skip
+
+
+def cut_jp2(band: str) -> bytes:
+    """A quarter of a band of 20 m as JP2."""
+    with MemoryFile(ext=".jp2") as file:
+        profile = {"driver": "JP2OpenJPEG", "width": 60, "height": 60, "count": 1, "dtype": "uint16", "crs": CRS}
+        with file.open(**profile, transform=from_origin(LEFT, TOP, 20, 20), QUALITY=100, REVERSIBLE="YES") as raster:
+            raster.write(pixels_of(band)[:60, :60], 1)
+        return file.read()
 
 
 @pytest.mark.parametrize("fault", BROKEN)
@@ -410,6 +462,94 @@ def test_floats_without_a_scale_that_cannot_be_digital_numbers_are_refused(tmp_p
         clip(assets_zip(tmp_path, {**RASTERS, "b2.tif": small}, assets, old), settings=Sentinel2(bands=("B02",)))
 
 
+@pytest.mark.parametrize(
+    ("fields", "properties", "rule", "offset", "source"),
+    [
+        (declared(0.0001, 0), {"s2:processing_baseline": "05.09"}, "declared", 0, "declared in the item"),
+        (declared(0.0001, 0), {"s2:processing_baseline": "05.09"}, "baseline", -1000, "baseline 05.09"),
+        (declared(0.0001, -0.1), {"s2:processing_baseline": "02.14"}, "declared", -1000, "declared in the item"),
+        (declared(0.0001, -0.1), {"s2:processing_baseline": "02.14"}, "baseline", 0, "baseline 02.14"),
+        (declared(0.0001, -0.1), {"s2:processing_baseline": "99.99"}, "agreed", -1000, "declared in the item"),
+        (declared(0.0001, -0.1), {}, "baseline", -1000, "declared in the item"),
+        (declared(1, 0), {"s2:processing_baseline": "05.09"}, "agreed", 0, "declared in the item"),
+        ({}, {"s2:processing_baseline": "05.09"}, "baseline", -1000, "baseline 05.09"),
+        ({}, {"s2:processing_baseline": "05.09", "earthsearch:boa_offset_applied": True}, "declared", 0,
+         "earthsearch:boa_offset_applied"),
+        ({}, {"s2:processing_baseline": "05.09", "earthsearch:boa_offset_applied": True}, "baseline", -1000,
+         "baseline 05.09"),
+    ],
+)  # fmt: skip
+def test_which_offset_counts_is_a_setting(tmp_path, fields, properties, rule, offset, source):
+    assets = {"B02": {"href": "b2.tif", **fields}, "SCL": {"href": "scl.tif"}}
+    product = assets_zip(tmp_path, RASTERS, assets, properties, OTHER)
+    band = sentinel2.open_product(product, "L2A", rule).bands["B02"]
+    assert (round(band.offset, 6), band.offset_from) == (offset, source)
+
+
+@pytest.mark.parametrize(
+    ("offset", "baseline", "told"),
+    [(0, "05.09", r"offset 0 \(declared in the item\) contradicts offset -1000 \(baseline 05.09\)"),
+     (-0.1, "02.14", r"offset -1000 \(declared in the item\) contradicts offset 0 \(baseline 02.14\)")],
+)  # fmt: skip
+def test_a_declared_offset_against_the_baseline_is_refused(tmp_path, offset, baseline, told):
+    assets = {"B02": {"href": "b2.tif", **declared(0.0001, offset)}, "SCL": {"href": "scl.tif"}}
+    product = assets_zip(tmp_path, RASTERS, assets, {"s2:processing_baseline": baseline}, OTHER)
+    with pytest.raises(ProductError, match=rf"product {OTHER} .*, band B02: {told}: .* set sentinel2.offsets"):
+        clip(product, settings=Sentinel2(bands=("B02",)))
+
+
+def test_items_of_planetary_computer_are_as_delivered(tmp_path):
+    """It leaves the baseline out of the names, declares no offset and applies none."""
+    name = "S2A_MSIL2A_20220510T140101_R067_T21LXF_20220510T201010"
+    assets = {"B02": {"href": "b2.tif"}, "SCL": {"href": "scl.tif"}}
+    product = assets_zip(tmp_path, RASTERS, assets, {"s2:processing_baseline": "04.00"}, name)
+    got = clip(product, settings=Sentinel2(bands=("B02",)))
+    assert (got["B02"] == expected_steps("B02", offset=-1000)).all()
+
+
+@pytest.mark.parametrize("key", ["product-metadata", "product_metadata"])
+def test_the_metadata_of_the_product_decide_where_the_item_brings_them(tmp_path, key):
+    assets = {"B02": {"href": "b2.tif"}, "SCL": {"href": "scl.tif"}, key: {"href": "mtd.xml"}}
+    product = assets_zip(tmp_path, RASTERS, assets, {"s2:processing_baseline": "05.09"}, OTHER)
+    with zipfile.ZipFile(product, "a") as archive:
+        archive.writestr("mtd.xml", metadata(offset=-900))
+    band = sentinel2.open_product(product).bands["B02"]
+    assert (band.offset, band.quantification, band.offset_from) == (-900, 10000, "the product's metadata")
+
+
+def test_metadata_of_a_product_and_a_declaration_that_contradict_each_other(tmp_path):
+    assets = {"B02": {"href": "b2.tif", **declared(0.0001, 0)}, "product_metadata": {"href": "mtd.xml"}}
+    product = assets_zip(tmp_path, RASTERS, assets, {}, OTHER)
+    with zipfile.ZipFile(product, "a") as archive:
+        archive.writestr("mtd.xml", metadata())
+    with pytest.raises(ProductError, match=r"offset 0 \(declared .*\) contradicts .* \(the product's metadata"):
+        sentinel2.open_product(product)
+
+
+def test_the_finest_asset_of_a_band_is_taken_by_the_name_of_its_key(tmp_path):
+    coarse = np.full((120, 120), 5, np.uint16)
+    fields = {"bands": [{"name": "B02"}], "raster:scale": 0.0001, "raster:offset": -0.1}
+    assets = {"B02_20m": {"href": "b20.tif", **fields}, "B02_10m": {"href": "b2.tif", **fields},
+              "SCL_20m": {"href": "scl.tif"}}  # fmt: skip
+    product = assets_zip(tmp_path, {**RASTERS, "b20.tif": coarse}, assets, {"processing:version": "05.11"}, OTHER)
+    assert (clip(product, settings=Sentinel2(bands=("B02",)))["B02"] == expected_steps("B02")).all()
+
+
+def test_an_offset_that_was_applied_before_shows(tmp_path, safe, caplog):
+    """DN from 500 with an offset of -1000 on top: the dark half ends up at the lowest step."""
+    dark = np.full((240, 240), 500, np.uint16)
+    dark[:, ::2] = 3000
+    assets = {"B02": {"href": "b2.tif", **declared(0.0001, -0.1)}, "SCL": {"href": "scl.tif"}}
+    with caplog.at_level(logging.WARNING):
+        clip(assets_zip(tmp_path, {**RASTERS, "b2.tif": dark}, assets), settings=Sentinel2(bands=("B02",)))
+    assert "50 % of the valid pixels are zero or less" in caplog.text
+    with rasterio.open(tmp_path / "clipped.tif") as raster:
+        assert raster.tags()["below_zero"] == "0.5000"
+    clip(zipped(tmp_path / "product.zip", safe))
+    with rasterio.open(tmp_path / "clipped.tif") as raster:
+        assert "below_zero" not in raster.tags()
+
+
 def test_an_item_that_is_none_is_named(tmp_path):
     with pytest.raises(ProductError, match=r"product.zip: item.json is no STAC item"):
         clip(zipped(tmp_path / "product.zip", {"item.json": "[]"}, ""))
@@ -433,3 +573,151 @@ def test_names_of_bands(name, band):
 def test_an_old_name_of_the_quantification_is_read():
     old = metadata(offset=None, quantification="1000").replace("BOA_QUANT", "L2A_BOA_QUANT")
     assert read_metadata(old.encode(), NAME)[0]["B8A"] == (0.0, 1000.0)
+
+
+# --- strips and blocks ---
+
+BLOCKS = {"tiled": True, "blockxsize": 64, "blockysize": 64}  # not a multiple of the area's rows, nor of a strip's
+JP2 = {"QUALITY": 100, "REVERSIBLE": "YES", "YCBCR420": "NO"}
+ZONE_20 = Grid(crs="EPSG:32720", left=1236660, top=7985700, width=140, height=130)  # over the granule of zone 21
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory) -> dict[str, bytes]:
+    """The product with small JP2 tiles."""
+    folder = tmp_path_factory.mktemp("tiled")
+    files = {"MTD_MSIL2A.xml": metadata().encode()}
+    for band, file in image_files().items():
+        write_image(folder / f"{band}.jp2", pixels_of(band), "JP2OpenJPEG", **JP2, **BLOCKS)
+        files[f"{file}.jp2"] = (folder / f"{band}.jp2").read_bytes()
+    return files
+
+
+@pytest.mark.parametrize("grid", [AREA, ZONE_20], ids=["same zone", "other zone"])
+@pytest.mark.parametrize("resampling", ["nearest", "bilinear", "cubic"])
+@pytest.mark.parametrize("rows", [6, 17])
+def test_cutting_into_strips_changes_nothing(tmp_path, tiled, monkeypatch, rows, resampling, grid):
+    product = zipped(tmp_path / "product.zip", tiled)
+    settings = Sentinel2(bands=BANDS, resampling=resampling)
+    whole = clip(product, grid, settings)
+    assert all((pixels > 0).any() for pixels in whole.values())
+    monkeypatch.setattr(reading, "STRIP_ROWS", 16)
+    monkeypatch.setattr(reading, "RESAMPLED_ROWS", rows)
+    monkeypatch.setattr(sentinel2, "WRITTEN_ROWS", 24)
+    approximate = grid is ZONE_20 and resampling != "nearest"  # a hundredth of a pixel, and 41 steps a row
+    for band, pixels in clip(product, grid, settings).items():
+        assert np.abs(pixels.astype(int) - whole[band]).max() <= approximate, band
+
+
+@pytest.mark.parametrize(
+    ("above", "height", "step", "strips"),
+    [(0, 10, 4, [(0, 4), (4, 8), (8, 10)]), (3, 10, 4, [(0, 1), (1, 5), (5, 9), (9, 10)]), (-2, 5, 4, [(0, 2), (2, 5)]),
+     (0, 3, 4, [(0, 3)]), (4, 4, 4, [(0, 4)])],
+)  # fmt: skip
+def test_strips_end_where_blocks_do(above, height, step, strips):
+    assert [(rows.start, rows.stop) for rows in reading.cut(above, height, step)] == strips
+
+
+def test_the_same_bytes_with_any_number_of_threads(tmp_path, tiled, monkeypatch):
+    monkeypatch.setattr(reading, "STRIP_ROWS", 16)
+    monkeypatch.setattr(sentinel2, "WRITTEN_ROWS", 32)
+    product, contents = zipped(tmp_path / "product.zip", tiled), set()
+    for threads in (1, 2, 5):
+        clip(product, threads=threads)
+        contents.add((tmp_path / "clipped.tif").read_bytes())
+    assert len(contents) == 1
+
+
+def without_tile(jp2: bytes, number: int) -> bytes:
+    """The JP2 with the data of one tile overwritten (ISO/IEC 15444-1, A.4.2: SOT has tile, length and part)."""
+    content, place = bytearray(jp2), jp2.index(b"\xff\x90\x00\x0a")
+    while content[place : place + 2] == b"\xff\x90":
+        tile, length = struct.unpack(">HI", content[place + 4 : place + 10])
+        if tile == number:
+            content[place + 14 : place + length] = bytes([0x55]) * (length - 14)
+        place += length
+    return bytes(content)
+
+
+def test_only_touched_tiles_are_decoded(tmp_path, tiled):
+    """The area touches rows 12 to 102, columns 6 to 132 of 240: tiles 0 to 2 of 64 px in rows 0 and 1 of 4 by 4."""
+    name = image_files()["B02"] + ".jp2"
+    settings = Sentinel2(bands=("B02",))
+    for number in range(16):
+        product = zipped(tmp_path / "product.zip", {**tiled, name: without_tile(tiled[name], number)})
+        touched = number // 4 < 2 and number % 4 < 3
+        try:
+            right = bool((clip(product, settings=settings)["B02"] == expected_steps("B02")).all())
+        except ProductError:
+            right = False
+        assert right != touched, number
+
+
+@pytest.mark.parametrize("resampling", ["nearest", "cubic"])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_tile_that_is_cut_off_is_named_by_any_number_of_threads(tmp_path, tiled, resampling, threads):
+    name = image_files()["B05"] + ".jp2"
+    product = zipped(tmp_path / "product.zip", {**tiled, name: tiled[name][: len(tiled[name]) // 4]})
+    settings = Sentinel2(bands=("B02", "B05"), resampling=resampling)
+    with pytest.raises(ProductError, match="band B05 cannot be read"):
+        clip(product, settings=settings, threads=threads)
+    assert [path.name for path in tmp_path.iterdir()] == ["product.zip"]
+
+
+def test_only_touched_blocks_of_a_cog_are_decoded(tmp_path):
+    rasters = {"scl.tif": RASTERS["scl.tif"]}
+    assets = {"B02": {"href": "b2.tif", **declared(0.0001, -0.1)}, "SCL": {"href": "scl.tif"}}
+    product = assets_zip(tmp_path, rasters, assets)
+    layout = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "DEFLATE"}
+    write_image(tmp_path / "b2.tif", pixels_of("B02"), "GTiff", **layout)
+    content = bytearray((tmp_path / "b2.tif").read_bytes())
+    with rasterio.open(tmp_path / "b2.tif") as raster:
+        for row, column in [(2, 0), (3, 3), (0, 3), (1, 3)]:  # not touched
+            place, size = (int(raster.get_tag_item(f"BLOCK_{word}_{column}_{row}", "TIFF", bidx=1))
+                           for word in ("OFFSET", "SIZE"))  # fmt: skip
+            content[place : place + size] = bytes(size)
+    with zipfile.ZipFile(product, "a") as archive:
+        archive.writestr("b2.tif", bytes(content))
+    settings = Sentinel2(bands=("B02",))
+    assert (clip(product, settings=settings)["B02"] == expected_steps("B02")).all()
+    with pytest.raises(ProductError, match="band B02 cannot be read"):
+        clip(product, AREA.window(0, 0, 130, 126), settings)
+
+
+# --- two zones on one grid ---
+
+
+def hills(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Reflectance steps that change slowly with place in metres of zone 21."""
+    return 3000 + 900 * np.sin(x / 700) + 700 * np.cos(y / 900)
+
+
+@pytest.mark.parametrize(("resampling", "error"), [("nearest", 25), ("bilinear", 2), ("cubic", 2)])
+def test_scenes_of_two_zones_meet_on_one_grid(tmp_path, resampling, error):
+    """A scene of each zone at the border of 20 and 21: each shows the land where it is, on the grid of zone 21."""
+    (x,), (y,) = transform_points("EPSG:4326", CRS, [-60.0], [-18.0])
+    grid = Grid(crs=CRS, left=x // 60 * 60 - 900, top=y // 60 * 60 + 900, width=180, height=180)
+    columns, rows = np.meshgrid(grid.left + 5 + 10 * np.arange(180), grid.top - 5 - 10 * np.arange(180))
+    truth = hills(columns, rows)
+    settings = Sentinel2(bands=("B02",), resampling=resampling)
+    for crs in (CRS, "EPSG:32720"):
+        (east,), (north,) = transform_points(CRS, crs, [x], [y])
+        left, top = east // 60 * 60 - 1200, north // 60 * 60 + 1200
+        px, py = np.meshgrid(left + 5 + 10 * np.arange(240), top - 5 - 10 * np.arange(240))
+        there = np.reshape(transform_points(crs, CRS, px.ravel(), py.ravel()), (2, 240, 240))
+        files = {"B02": (hills(*there) + 1000).round().astype(np.uint16), "SCL": np.full((120, 120), 4, np.uint8)}
+        files["SCL"][:60] = 9
+        assets, inside = {"SCL": {"href": "scl.tif"}, "B02": {"href": "b2.tif", **declared(0.0001, -0.1)}}, {}
+        for (name, dn), pixel_m in zip(files.items(), (10, 20), strict=True):
+            place = {"crs": crs, "transform": from_origin(left, top, pixel_m, pixel_m)}
+            with rasterio.open(tmp_path / assets[name]["href"], "w", driver="GTiff", width=dn.shape[1],
+                               height=dn.shape[0], count=1, dtype=dn.dtype, **place) as raster:  # fmt: skip
+                raster.write(dn, 1)
+            inside[assets[name]["href"]] = (tmp_path / assets[name]["href"]).read_bytes()
+        item = {"id": ITEM["id"], "properties": ITEM["properties"], "assets": assets}
+        got = clip(zipped(tmp_path / "product.zip", {"item.json": json.dumps(item), **inside}, ""), grid, settings)
+        assert (got["B02"] > 0).all()
+        assert np.abs(got["B02"] - truth).max() <= error
+        assert set(np.unique(got["SCL"])) == {4, 9}
+        if crs == CRS:
+            assert (got["B02"] == truth.round()).mean() > 0.999

@@ -1,5 +1,9 @@
 """Composites with hand-made answers, and the file that holds them."""
 
+import json
+import tracemalloc
+import zipfile
+from datetime import date
 from itertools import product
 from pathlib import Path
 
@@ -9,7 +13,18 @@ import rioxarray  # noqa: F401  (gives datasets their .rio)
 import xarray
 import zarr
 
-from covermap.composite import composite_power, composite_reflectance, mean_of, median_of, sorting_network, to_db_steps
+from covermap.composite import (
+    composite_power,
+    composite_reflectance,
+    fill_gaps,
+    first_of,
+    mean_of,
+    median_of,
+    medoid,
+    middle_of,
+    sorting_network,
+    to_db_steps,
+)
 from covermap.errors import ProductError, SettingError
 from covermap.grid import Grid
 from covermap.raster import write_raster
@@ -39,12 +54,29 @@ def s1_scene(folder: Path, name: str, day: str, power: np.ndarray, grid: Grid = 
     return path
 
 
-def s2_scene(folder: Path, name: str, day: str, steps: int, scl: np.ndarray, grid: Grid = GRID) -> Path:
-    """Scene of one reflectance in B02, and 1000 more in B08; the first pixels are no data where SCL is 0."""
+def s2_scene(
+    folder: Path,
+    name: str,
+    day: str,
+    steps: int | np.ndarray,
+    scl: np.ndarray | int = 4,
+    grid: Grid = GRID,
+    **tags: str,
+) -> Path:
+    """Scene of one reflectance, or of an array (y, x), in B02, and 1000 more in B08; no data where SCL is 0.
+
+    ``day`` may go on with a time.
+    """
     scl = np.broadcast_to(scl, grid.shape)
     array = np.stack([np.where(scl, steps, 0), np.where(scl, steps + 1000, 0), scl]).astype(np.uint16)
     path = folder / f"{name}.tif"
-    tags = {"datetime": f"{day}T14:00:00.024000Z"}
+    counts = np.bincount(scl.ravel().astype(int), minlength=12)
+    tags = {
+        "datetime": day if "T" in day else f"{day}T14:00:00.024000Z",
+        "platform": "sentinel-2a",
+        "scl_counts": ",".join(map(str, counts)),
+        **tags,
+    }
     write_raster(path, array, grid, nodata=0, descriptions=(*BANDS, "SCL"), tags=tags)
     return path
 
@@ -62,6 +94,14 @@ def build(folder: Path, s1: list[Path], s2: list[Path], block: Grid = GRID, name
     stack = folder / f"{name}.zarr.zip"
     stack_block(s1, s2, stack, block, **settings)
     return stack
+
+
+def quality(folder: Path, scene: str, right: float, down: float, trusted: bool = True) -> Path:
+    """What ``check_scene`` says of a scene that lies some pixels off."""
+    path = folder / f"{scene}.json"
+    shift = {"right_pixels": right, "down_pixels": down, "spread_pixels": 0.1, "patches": 9, "trusted": trusted}
+    path.write_text(json.dumps({"scene": scene, "shift": shift}))
+    return path
 
 
 def whole_stack(path: Path, grid: Grid = GRID) -> dict[str, np.ndarray]:
@@ -87,10 +127,10 @@ def test_median_is_numpys(dates):
         [np.median(values[:, y, x][used[:, y, x]]) if used[:, y, x].any() else 0 for x in range(30)] for y in range(40)
     ]
     expected = np.array(seen)
-    got = composite_reflectance(values.copy(), used, "median")
+    got = composite_reflectance(values, used, "median")
     assert (got == np.floor(expected + 0.5)).all()  # half a step is rounded up
-    floats = median_of(np.where(used, values, np.inf).astype(np.float32), used.sum(0))
-    assert (floats[used.any(0)] == expected[used.any(0)]).all()
+    floats = median_of(values.astype(np.float32), used)
+    assert (floats == expected).all()
 
 
 def test_median_keeps_saturated_observations_behind_the_others():
@@ -140,7 +180,7 @@ def test_clear_observations_alone_count_and_cloudy_ones_fill_in(tmp_path):
     days = ("2021-08-05", "2021-08-20", "2021-09-10", "2021-10-01")
     s2 = [s2_scene(tmp_path, f"s{i}", days[i], steps[i], scl[i]) for i in range(4)]
     got = whole_stack(build(tmp_path, [], s2, sensors=("sentinel2",)))
-    assert set(got) == {"s2", "clear"}
+    assert set(got) == {"s2", "clear", "unmasked", "day"}
     assert got["s2"].dtype == np.uint16
     assert got["clear"].dtype == np.uint8
     assert (got["clear"][0, :10] == 0).all()
@@ -163,15 +203,23 @@ def test_unobserved_pixels_are_no_data(tmp_path):
     assert (got["s1"] == -32768).all()
 
 
-@pytest.mark.parametrize("method", ["median", "mean"])
-def test_cutting_into_blocks_changes_nothing(tmp_path, method):
+@pytest.mark.parametrize("method", ["median", "mean", "medoid", "least_cloudy", "first"])
+@pytest.mark.parametrize("moved", [False, True])
+def test_cutting_into_blocks_changes_nothing(tmp_path, method, moved):
     rng = np.random.default_rng(5)
-    scl = np.where(rng.random((3, *GRID.shape)) < 0.002, 9, 4)
-    s2 = [s2_scene(tmp_path, f"s{i}", f"2021-08-0{i + 1}", 400 + 150 * i, scl[i]) for i in range(3)]
+    scl = np.kron(np.where(rng.random((4, 100, 100)) < 0.02, 9, 4), np.ones((3, 3), int))
+    scl[3, :, :150], scl[2, :, 160:] = 0, 0  # two tiles of one overflight
+    minutes = ("2021-08-01T14:00", "2021-08-02T14:00", "2021-09-03T14:00", "2021-09-03T14:05")
+    steps = rng.integers(500, 900, (4, *GRID.shape))
+    s2 = [s2_scene(tmp_path, f"s{i}", minutes[i], steps[i], scl[i]) for i in range(4)]
     s1 = [s1_scene(tmp_path, "r", "2021-08-03", rng.random(GRID.shape))]
-    options = {"masks": Masks(dilate_m=65), "composite": Composite(sentinel2=method)}
+    options = {
+        "masks": Masks(dilate_m=65, erode_m=10),
+        "composite": Composite(sentinel2=method, every="month", fill="nearest"),
+        "quality": [quality(tmp_path, name, 1.3, -0.6) for name in ("s0", "s2", "r")] if moved else [],
+    }
     one = whole_stack(build(tmp_path, s1, s2, **options))
-    assert 0.2 < (one["clear"] < 3).mean() < 0.95
+    assert 0.2 < (one["clear"][0] < 2).mean() < 0.95
     for row, column, height, width in ((0, 0, 130, 300), (130, 0, 170, 141), (130, 141, 170, 159)):
         part = GRID.window(row, column, height, width)
         other = whole_stack(build(tmp_path, s1, s2, part, name=f"x{row}y{column}", **options), part)
@@ -209,7 +257,8 @@ def test_windows_are_parts_of_the_whole_and_bytes_repeat(tmp_path):
     first = build(tmp_path, s1, s2)
     everything = whole_stack(first)
     window = read_stack(first, slice(100, 270), slice(3, 131))
-    assert set(window) == {"s1", "distorted", "s2", "clear"}
+    assert set(window) == {"s1", "distorted", "s2", "clear", "unmasked", "day"}
+    assert set(read_stack(first, slice(0, 9), slice(0, 9), ("day", "s2", "terrain"))) == {"s2", "day"}
     for name, array in window.items():
         assert (array == everything[name][..., 100:270, 3:131]).all()
     assert build(tmp_path, s1, s2, name="again").read_bytes() == first.read_bytes()
@@ -230,6 +279,17 @@ def test_a_broken_stack_is_named(tmp_path):
             read()
     with pytest.raises(ProductError, match="absent"):
         read_stack(tmp_path / "absent.zarr.zip", slice(0, 1), slice(0, 1))
+
+
+def test_a_rotten_chunk_is_named(tmp_path):
+    stack = build(tmp_path, [], [s2_scene(tmp_path, "s", "2021-09-05", 700, np.uint8(4))])
+    with zipfile.ZipFile(stack) as archive:
+        chunk = next(member for member in archive.infolist() if member.filename.startswith("s2/0"))
+    kept = bytearray(stack.read_bytes())
+    kept[chunk.header_offset + 30 + len(chunk.filename) + chunk.file_size // 2] ^= 1
+    stack.write_bytes(kept)
+    with pytest.raises(ProductError, match=r"zarr.zip cannot be read \(chunk .* is not what was written"):
+        whole_stack(stack)
 
 
 @pytest.mark.filterwarnings("error", "ignore::PendingDeprecationWarning")
@@ -298,3 +358,303 @@ def test_multitemporal_filter_lessens_speckle_and_knows_no_strips(tmp_path):
         "s1"
     ]
     np.testing.assert_array_equal(alone, filtered[..., 200:290, 100:180])
+
+
+def test_the_middle_and_the_first_of_what_is_used():
+    used = np.array([[1, 0, 0, 1, 0], [1, 1, 0, 0, 0], [1, 1, 0, 1, 0], [0, 1, 1, 1, 0], [1, 0, 0, 0, 0]], bool)
+    assert middle_of(used).tolist() == [1, 2, 3, 2, -1]
+    assert first_of(used).tolist() == [0, 1, 3, 0, -1]
+
+
+def test_medoid_is_the_observation_nearest_to_all_others():
+    """Three in the plane of two bands: (0, 0), (3, 4), (3, 0); distances 5, 3, 4, so the sums are 8, 9 and 7."""
+    points = np.array([[1, 1], [4, 5], [4, 1]], np.uint16)[:, :, None, None] * np.ones((1, 1, 1, 4), np.uint16)
+    used = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]], bool)[:, None]
+    assert medoid(points, used).tolist() == [[2, 0, 0, -1]]  # of two the first
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [("nearest", [100, 100, 100, 400, 400, 400]), ("linear", [100, 100, 175, 325, 400, 400])],
+)
+def test_gaps_are_closed_in_time(method, expected):
+    values = np.zeros((6, 1, 1, 2), np.uint16)
+    seen = np.zeros((6, 1, 2), bool)
+    values[1, ..., 0], values[4, ..., 0] = 100, 400
+    seen[[1, 4], :, 0] = True
+    fill_gaps(values, seen, [0, 10, 20, 40, 50, 60], method)
+    assert values[:, 0, 0, 0].tolist() == expected
+    assert not values[..., 1].any()  # never seen
+
+
+def of_methods(folder: Path, method: str, **changes) -> dict[str, np.ndarray]:
+    """Stack of three dates, of which the second is the least cloudy; columns 0 to 9 are cloudy in all but the last."""
+    scl = np.full((3, *GRID.shape), 4)
+    scl[0, :, 200:], scl[2, :, 250:] = 9, 9
+    scl[:2, :, :10] = 9
+    days, steps = ("2021-08-11", "2021-08-31", "2021-10-05"), (900, 500, 700)
+    s2 = [s2_scene(folder, f"s{2 - i}", days[i], steps[i], scl[i]) for i in range(3)]
+    options = {"sensors": ("sentinel2",), "masks": Masks(dilate_m=0), "composite": Composite(sentinel2=method)}
+    return whole_stack(build(folder, [], s2, **{**options, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "days"),
+    [
+        ("median", [700, 700, 600, 500], [278, 243, 243, 243]),
+        ("mean", [700, 700, 600, 500], [278, 243, 243, 243]),
+        ("medoid", [700, 700, 500, 500], [278, 278, 243, 243]),
+        ("least_cloudy", [700, 500, 500, 500], [278, 243, 243, 243]),
+        ("first", [700, 900, 500, 500], [278, 223, 243, 243]),
+    ],
+)
+def test_methods_take_all_bands_from_one_day_and_tell_it(tmp_path, method, steps, days):
+    got = of_methods(tmp_path, method)
+    columns = [5, 100, 220, 280]
+    assert got["s2"][0, 0, 150, columns].tolist() == steps
+    assert got["s2"][0, 1, 150, columns].tolist() == [step + 1000 for step in steps]
+    assert got["day"].dtype == np.int16
+    assert got["day"][0, 150, columns].tolist() == days
+    assert got["clear"][0, 150, columns].tolist() == [1, 3, 2, 1]
+    assert not got["unmasked"].any()
+
+
+def test_masks_that_hold_nearly_always_are_overruled_and_counted(tmp_path):
+    got = of_methods(tmp_path, "median", masks=Masks(dilate_m=0, unmask_above=60), name="over")
+    columns = [5, 100, 220, 280]
+    assert got["s2"][0, 0, 150, columns].tolist() == [700, 700, 600, 700]  # 900, 500, 700 in the first and the last
+    assert got["unmasked"][0, 150, columns].tolist() == [1, 0, 0, 1]
+    assert got["clear"][0, 150, columns].tolist() == [1, 3, 2, 1]
+    with open_stack(tmp_path / "over.zarr.zip") as stack:
+        assert stack.unmasked.attrs["unmasked_pixels"] == 300 * (10 + 50)
+    always = of_methods(tmp_path, "median", masks=Masks(dilate_m=0, classes=(4, 9), unmask_above=100), name="never")
+    assert not always["s2"].any() and not always["unmasked"].any()
+
+
+def test_scenes_above_the_limit_are_left_out(tmp_path, caplog):
+    got = of_methods(tmp_path, "median", masks=Masks(dilate_m=0, max_scene=18))  # 110, 10 and 50 of 300 columns
+    assert got["clear"][0, 150, [5, 100, 220, 280]].tolist() == [1, 2, 2, 1]
+    assert "s2.tif: 36.7 % of it is masked, more than 18 %, left out" in caplog.text
+
+
+def test_a_scene_that_does_not_tell_its_classes_is_named(tmp_path):
+    scene = s2_scene(tmp_path, "old", "2021-08-11", 500, scl_counts="1,2")
+    for changes in ({"masks": Masks(max_scene=50)}, {"composite": Composite(sentinel2="least_cloudy")}):
+        with pytest.raises(ProductError, match=r"old.tif has no usable tag 'scl_counts'"):
+            build(tmp_path, [], [scene], sensors=("sentinel2",), **changes)
+
+
+def test_tiles_of_one_overflight_are_one_observation(tmp_path):
+    """The first clear by name, then the first observed; another satellite is another observation."""
+    scl = np.full((3, *GRID.shape), 4)
+    scl[0, :, 200:], scl[1, :, :100] = 0, 0  # a common strip of 100 columns
+    scl[0, :150, 100:200] = 9
+    scl[1, :20, 100:200] = 8
+    times = ("2021-08-11T14:00:00Z", "2021-08-11T14:20:00Z", "2021-08-11T14:10:00Z")
+    names, platforms = ("a", "b", "c"), ("sentinel-2a", "sentinel-2a", "sentinel-2b")
+    s2 = [s2_scene(tmp_path, names[i], times[i], 500 + 100 * i, scl[i], platform=platforms[i]) for i in range(3)]
+    options = {"sensors": ("sentinel2",), "masks": Masks(dilate_m=0)}
+    got = whole_stack(build(tmp_path, [], s2[:2], **options))
+    places = np.s_[[10, 100, 200, 100, 100], [150, 150, 150, 50, 250]]
+    assert got["clear"][0][places].tolist() == [0, 1, 1, 1, 1]
+    assert got["s2"][0, 0][places].tolist() == [500, 600, 500, 500, 600]
+    both = whole_stack(build(tmp_path, [], s2, **options))
+    assert both["clear"][0][places].tolist() == [1, 2, 2, 2, 2]
+    assert both["s2"][0, 0][places].tolist() == [700, 650, 600, 600, 650]
+
+
+def test_an_overflight_belongs_to_the_steps_of_its_scenes(tmp_path):
+    """Across midnight, so that a block that sees one of the tiles alone puts it into the same step."""
+    times = ("2021-08-31T23:50:00Z", "2021-09-01T00:05:00Z")
+    s2 = [s2_scene(tmp_path, f"s{i}", times[i], 500 + 100 * i) for i in range(2)]
+    for every, steps, clear in (("month", [500, 600, 0], [1, 1, 0]), ("period", [500], [1])):
+        options = {"sensors": ("sentinel2",), "composite": Composite(every=every)}
+        got = whole_stack(build(tmp_path, [], s2, **options))
+        assert got["s2"][:, 0, 0, 0].tolist() == steps
+        assert got["clear"][:, 0, 0].tolist() == clear
+        if every == "month":
+            alone = whole_stack(build(tmp_path, [], s2[1:], **options))
+            assert alone["s2"][:, 0, 0, 0].tolist() == [0, 600, 0]
+
+
+def test_months_are_steps_and_gaps_stay_unless_filled(tmp_path):
+    days = ("2021-08-11", "2021-08-31", "2021-10-05", "2021-09-15")
+    s2 = [s2_scene(tmp_path, f"s{i}", days[i], 100 + 200 * i, 4 if i < 3 else 9) for i in range(4)]
+    options = {"sensors": ("sentinel2",), "masks": Masks(unmask_above=99)}
+    plain = whole_stack(build(tmp_path, [], s2, composite=Composite(every="month"), name="plain", **options))
+    assert plain["s2"][:, 0, 9, 9].tolist() == [200, 0, 500]
+    assert plain["clear"][:, 9, 9].tolist() == [2, 0, 1]
+    assert plain["day"][:, 9, 9].tolist() == [223, 0, 278]
+    with open_stack(tmp_path / "plain.zarr.zip") as stack:
+        starts, ends = (list(stack[name].values.astype("datetime64[D]").astype(str)) for name in ("date", "until"))
+        assert starts == ["2021-08-01", "2021-09-01", "2021-10-01"]
+        assert ends == ["2021-08-31", "2021-09-30", "2021-10-31"]
+        assert (stack.s2.attrs["every"], stack.s2.attrs["method"], stack.s2.attrs["fill"]) == (
+            "month",
+            "median",
+            "none",
+        )
+        assert np.isnan(stack.day.values[1]).all()
+    for fill, value in (("nearest", 200), ("linear", 350)):  # from middle to middle are 30.5 days twice
+        composite = Composite(every="month", fill=fill)
+        filled = whole_stack(build(tmp_path, [], s2, composite=composite, name=fill, **options))
+        assert filled["s2"][:, 0, 9, 9].tolist() == [200, value, 500]
+        assert filled["clear"][1].max() == filled["day"][1].max() == filled["unmasked"].max() == 0
+
+
+def test_the_area_gives_the_steps_and_the_season_leaves_scenes_out(tmp_path):
+    s2 = [s2_scene(tmp_path, f"s{i}", f"2021-{month}", 100 + i) for i, month in enumerate(("08-11", "09-20", "10-05"))]
+    steps = [(date(2021, 8, 5), date(2021, 8, 5)), (date(2021, 9, 20), date(2021, 9, 20))]
+    options = {"sensors": ("sentinel2",)}
+    got = whole_stack(build(tmp_path, [], s2, composite=Composite(every="scene"), steps=steps, **options))
+    assert got["s2"][:, 0, 0, 0].tolist() == [0, 101]
+    got = whole_stack(
+        build(tmp_path, [], s2, composite=Composite(season=("09-01", "12-31"), sentinel2="first"), **options)
+    )
+    assert got["s2"][:, 0, 0, 0].tolist() == [101]
+    with open_stack(tmp_path / "x1y1.zarr.zip") as stack:
+        assert stack.s2.attrs["season"] == "09-01 to 12-31"
+
+
+def test_a_step_that_a_block_does_not_see_is_empty_and_two_levels_never_meet(tmp_path):
+    s2 = [s2_scene(tmp_path, level, "2021-08-11", 100, level=level) for level in ("L1C", "L2A")]
+    build(tmp_path, [], s2[:1], sensors=("sentinel2",))
+    with open_stack(tmp_path / "x1y1.zarr.zip") as stack:
+        assert (stack.s2.attrs["long_name"], stack.s2.attrs["level"]) == ("top-of-atmosphere reflectance", "L1C")
+    with pytest.raises(SettingError, match=r"Sentinel-2 scenes of one stack differ in level, L1C \(L1C.tif\) and L2A"):
+        build(tmp_path, [], s2, sensors=("sentinel2",))
+
+
+DIRECTED = [
+    ("2021-08-20", 0.4, "ascending", "1"),
+    ("2021-08-03", 0.1, "descending", "2"),
+    ("2021-09-05", 0.2, "descending", "2"),
+]
+
+
+@pytest.mark.parametrize(
+    ("directions", "method", "august", "september"),
+    [
+        ("apart", "mean", [0.4, 0.8, 0.1, 0.2], [None, None, 0.2, 0.4]),
+        ("together", "mean", [0.25, 0.5], [0.2, 0.4]),
+        ("together", "first", [0.1, 0.2], [0.2, 0.4]),
+    ],
+)
+def test_directions_are_apart_or_together_when_asked(tmp_path, directions, method, august, september):
+    s1 = [
+        s1_scene(tmp_path, f"r{i}", day, power, orbit_state=state, relative_orbit=track)
+        for i, (day, power, state, track) in enumerate(DIRECTED)
+    ]
+    composite = Composite(directions=directions, sentinel1=method)
+    stack = build(tmp_path, s1, [], sensors=("sentinel1",), composite=composite)
+    found = whole_stack(stack)["s1"][:2, :, 9, 9].tolist()
+    told = [
+        [-32768 if power is None else round(1000 * np.log10(power)) for power in month] for month in (august, september)
+    ]
+    assert found == told
+    if directions == "apart":
+        with open_stack(stack) as opened:
+            assert list(opened.polarisation.values) == [
+                "VV ascending",
+                "VH ascending",
+                "VV descending",
+                "VH descending",
+            ]
+    s1.append(s1_scene(tmp_path, "other", "2021-08-09", 0.1, orbit_state="ascending", relative_orbit="7"))
+    with pytest.raises(SettingError, match=r"differ in relative_orbit, 1 \(r0.tif\) and 7"):
+        build(tmp_path, s1, [], sensors=("sentinel1",), composite=composite)
+
+
+def test_directions_apart_need_to_be_known(tmp_path):
+    scene = s1_scene(tmp_path, "a", "2021-08-09", 0.1, orbit_state="unknown")
+    with pytest.raises(SettingError, match=r"a.tif has the orbit direction unknown, expected ascending or descending"):
+        build(tmp_path, [scene], [], sensors=("sentinel1",), composite=Composite(directions="apart"))
+
+
+def test_layers_of_the_ground_and_the_view(tmp_path):
+    tags = {"datetime": "2021-09-03T10:00:00Z", "orbit_state": "ascending", "convention": "sigma0"}
+    for name, angle in (("a", 38.004), ("b", 39.0)):
+        layer = np.full(GRID.shape, angle, np.float32)
+        layer[:, 200 if name == "a" else 250 :] = np.nan
+        array = np.concatenate([np.full((2, *GRID.shape), 0.1, np.float32), layer[None]])
+        names = (*POLARISATIONS, "incidence_angle")
+        write_raster(tmp_path / f"{name}.tif", array, GRID, nodata=np.nan, descriptions=names, tags=tags)
+    columns = np.broadcast_to(np.arange(400.0), (400, 400))
+    dem = GRID.padded(50)
+    write_raster(tmp_path / "dem.tif", (50 + columns)[None].astype(np.float32), dem, nodata=None)
+    layers = ("slope", "incidence_angle", "elevation")
+    radar = [tmp_path / "a.tif", tmp_path / "b.tif"]
+    options = {"composite": Composite(layers=layers), "dem": tmp_path / "dem.tif"}
+    stack = build(tmp_path, radar, [], sensors=("sentinel1",), **options)
+    terrain = whole_stack(stack)["terrain"]
+    assert terrain.shape == (1, 3, 300, 300)
+    assert terrain.dtype == np.int16
+    assert (terrain[0, 0] == round(100 * np.degrees(np.arctan(0.1)))).all()  # a metre on ten
+    assert terrain[0, 1, 9, [100, 220, 280]].tolist() == [3850, 3900, -32768]
+    assert terrain[0, 2, 9, [0, 130, 299]].tolist() == [100, 230, 399]
+    with open_stack(stack) as opened:
+        assert opened.terrain.dims == ("layer", "y", "x")
+        assert list(opened.layer.values) == list(layers)
+    plain = s1_scene(tmp_path, "plain", "2021-09-04", 0.1)
+    with pytest.raises(ProductError, match=r"plain.tif has no band incidence_angle"):
+        build(tmp_path, [plain], [], sensors=("sentinel1",), **options)
+
+
+def test_scenes_are_moved_back_where_their_shift_is_trusted(tmp_path):
+    """A ramp of 8 steps a column; a scene that lies 1.25 px too far right reads 10 more once it is moved back."""
+    ramp = np.broadcast_to(1000 + 8 * np.arange(300), GRID.shape)
+    s2 = [s2_scene(tmp_path, "s", "2021-08-11", ramp)]
+    power = ramp / 1e4
+    s1 = [s1_scene(tmp_path, "r", "2021-08-11", 10 * np.log10(power), units="dB")]
+    wrong = [quality(tmp_path, "s", 1.25, 0), quality(tmp_path, "r", 1.25, 0)]
+    back = whole_stack(build(tmp_path, s1, s2, quality=wrong))
+    assert (back["s2"][0, 0, 20:-20, 20:-20] == ramp[20:-20, 20:-20] + 10).all()
+    np.testing.assert_array_equal(back["s1"][0, 0, 50, 20:280], np.rint(1000 * np.log10(power[50, 20:280] + 0.001)))
+    assert (back["s2"][..., 10:-10, 20:-10] > 0).all()
+    assert (back["s2"][0, 0, 20:-20, -1] == 0).all()  # nothing lies there
+    doubted = [quality(tmp_path, "s", 1.25, 0, trusted=False)]
+    assert (whole_stack(build(tmp_path, [], s2, quality=doubted))["s2"][0, 0] == ramp).all()
+
+
+def test_windows_are_those_of_zarr_at_every_edge(tmp_path):
+    rng = np.random.default_rng(1)
+    scl = np.full(GRID.shape, 4)
+    scl[:128, 128:256] = 0  # a chunk without data, which is not kept
+    stack = build(tmp_path, [], [s2_scene(tmp_path, "s", "2021-08-11", rng.integers(1, 9999, GRID.shape), scl)])
+    group = zarr.open_group(zarr.storage.ZipStore(stack, mode="r"), mode="r")
+    for rows, columns in (
+        (slice(0, 300), slice(0, 300)),
+        (slice(127, 129), slice(255, 257)),
+        (slice(290, 400), slice(299, 300)),
+    ):
+        for name, array in read_stack(stack, rows, columns).items():
+            np.testing.assert_array_equal(array, group[name][..., rows, columns])
+            assert array.dtype == group[name].dtype
+
+
+def test_a_stack_that_was_cut_or_packed_anew_is_named(tmp_path):
+    stack = build(tmp_path, [], [s2_scene(tmp_path, "s", "2021-08-11", 700)])
+    with zipfile.ZipFile(stack) as old, zipfile.ZipFile(tmp_path / "new.zarr.zip", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(ProductError, match=r"new.zarr.zip cannot be opened \(its files are compressed"):
+        whole_stack(tmp_path / "new.zarr.zip")
+    stack.write_bytes(stack.read_bytes()[:-100])
+    with pytest.raises(ProductError, match=r"x1y1.zarr.zip cannot be opened"):
+        whole_stack(stack)
+
+
+@pytest.mark.parametrize("composite", [Composite(), Composite(sentinel2="medoid", every="month", fill="linear")])
+def test_memory_is_that_of_some_rows_whatever_the_height(tmp_path, composite):
+    tall = GRID.window(0, 0, 1280, 400)
+    scl = np.where(np.arange(400) < 50, 9, 4)
+    s2 = [s2_scene(tmp_path, f"s{day}", f"2021-08-1{day}", 500 + day, scl, tall) for day in range(8)]
+    options = {"sensors": ("sentinel2",), "composite": composite}
+    build(tmp_path, [], s2, GRID.window(0, 0, 8, 8), **options)  # what is compiled once does not count
+    peaks = []
+    for height in (512, 1280):
+        tracemalloc.start()
+        build(tmp_path, [], s2, tall.window(0, 0, height, 400), **options)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]

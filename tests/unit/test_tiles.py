@@ -14,7 +14,7 @@ from covermap.raster import read_window, write_raster
 from covermap.settings import Tiles
 from covermap.stack import read_stack
 from covermap.tiles import BUFFER, SPLITS, TileStore, cell_names, index_tiles, pack_tiles, split_of, tile_table
-from tests.unit.conftest import stack_of
+from tests.unit.conftest import BANDS, stack_of
 
 SMALL = Tiles(pixels=32, stride_pixels=32, cell_pixels=64, buffer_pixels=8, validation=0.25, test=0.25)
 
@@ -121,6 +121,58 @@ def test_tiles_with_few_labels_are_left_out(area):
     label[:, :16] = 1
     assert tile_table(label, block, SMALL.model_copy(update={"min_labelled": 0.6}), 1, 1).empty
     assert (tile_table(label, block, SMALL, 1, 1)["labelled"] == 0.5).all()
+
+
+def cloudy_stacks(area, folder, cloud):
+    """Stacks of the area from its scenes, the only one of Sentinel-2 under a cloud (bool, of the area's grid)."""
+    scene = read_window(area.s2[0], area.grid, fill=0)
+    scene[-1][cloud] = 9
+    tags = {"datetime": "2022-01-20T14:00:00Z"}
+    path = folder / "cloudy.tif"
+    write_raster(path, scene, area.grid, nodata=0, descriptions=(*BANDS, "SCL"), tags=tags)
+    return [stack_of(area.s1, [path], folder / f"{name}.zarr.zip", block) for name, block in area.blocks.items()]
+
+
+def test_tiles_that_were_hardly_ever_clear_are_left_out(area, tmp_path, caplog):
+    cloud = np.zeros(area.grid.shape, bool)
+    cloud[:, :32:2] = True  # half of the first column of tiles
+    cloud[:, 32:35] = True  # a tenth of the second
+    stacks = cloudy_stacks(area, tmp_path, cloud)
+    blocks = [("here", name, block) for name, block in area.blocks.items()]
+    index, labels = tmp_path / "index.parquet", list(area.labels.values())
+    tables = {}
+    for limit in (100, 50, 49, 9):
+        with caplog.at_level("INFO"):
+            index_tiles(labels, index, blocks, SMALL.model_copy(update={"max_cloud": limit}), 1, 3, stacks)
+        tables[limit] = pd.read_parquet(index)
+    every = tables[100]
+    assert set(every.never_clear[every.column == 0][every.block == "x300y-3001"]) == {0.5}
+    second = (every.block == "x300y-3001") & (every.column == 32)
+    assert np.allclose(every.never_clear[second], 3 / 32) and second.any()
+    assert len(tables[50]) == len(every)
+    assert len(tables[49]) == (every.never_clear < 0.5).sum() < len(every)
+    assert len(tables[9]) == (every.never_clear < 0.09).sum() < len(tables[49])
+    assert f"{len(every) - len(tables[9])} of {len(every)} tiles left out" in caplog.text
+    index_tiles(labels, index, blocks, SMALL, 1, 3)
+    assert len(pd.read_parquet(index)) == len(every)  # a model without Sentinel-2
+
+
+def test_a_split_that_clouds_leave_without_tiles_is_explained(area, tmp_path):
+    stacks = cloudy_stacks(area, tmp_path, np.ones(area.grid.shape, bool))
+    blocks = [("here", name, block) for name, block in area.blocks.items()]
+    index = tmp_path / "index.parquet"
+    with pytest.raises(CoverageError, match=r"no train tile .* more than 15 % was never clear.* tiles\.max_cloud"):
+        index_tiles(list(area.labels.values()), index, blocks, SMALL, 1, 3, stacks)
+    assert not index.exists()
+
+
+@pytest.mark.parametrize("pixels", [64, 32])
+def test_small_tiles_cover_a_block(area, pixels):
+    settings = Tiles(pixels=pixels, stride_pixels=pixels, cell_pixels=256, buffer_pixels=0)
+    block = area.blocks["x300y-3001"]
+    table = tile_table(np.ones(block.shape, np.uint8), block, settings, 1, 1, np.zeros(block.shape, np.float32))
+    assert len(table) == (256 // pixels) ** 2
+    assert (table.class_1 == pixels**2).all() and not table.never_clear.any()
 
 
 def test_labels_without_any_labelled_pixel_are_explained(area, tmp_path):

@@ -16,15 +16,18 @@ from covermap.baseline import map_baseline
 from covermap.errors import CoverageError, ModelError
 from covermap.grid import project
 from covermap.legend import Legend, LegendClass
+from covermap.models.unet import Unet
 from covermap.mosaic import mosaic
 from covermap.predict import CONFIDENCE_NODATA, blend_weights, predict_block, window_starts
-from covermap.raster import read_window
-from covermap.settings import Model, Period, Prediction, Tiles
+from covermap.raster import read_window, write_raster
+from covermap.settings import Composite, Masks, Model, Period, Prediction, Tiles
+from covermap.stack import stack_block
 from covermap.tiles import index_tiles, pack_tiles
 from covermap.train import schedule, symmetry, train
 
-from .conftest import BANDS, stack_of
+from .conftest import BANDS, PERIOD, stack_of
 
+PREDICTION = Prediction(window_pixels=64, batch=3)
 TILES = Tiles(pixels=32, stride_pixels=32, cell_pixels=64, buffer_pixels=0, validation=0.25, test=0.25)
 CLASSES = ["water", "forest", "field"]
 LEGEND = Legend(
@@ -47,13 +50,16 @@ def settings(**training):
 
 @pytest.fixture(scope="module")
 def tiles(area, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiles")
+    return pack(area, area.stacks, tmp_path_factory.mktemp("tiles"))
+
+
+def pack(area, stacks, folder):
     index = folder / "index.parquet"
     blocks = [("here", name, block) for name, block in area.blocks.items()]
     index_tiles(list(area.labels.values()), index, blocks, TILES, 1, 3)
     packed = [folder / f"{name}.safetensors" for name in area.blocks]
     for name, path in zip(area.blocks, packed, strict=True):
-        pack_tiles(index, area.stacks[name], area.labels[name], path, "here", name, TILES)
+        pack_tiles(index, stacks[name], area.labels[name], path, "here", name, TILES)
     return index, packed, [("here", name) for name in area.blocks]
 
 
@@ -67,6 +73,80 @@ def run(tiles, folder, model):
 @pytest.fixture(scope="module")
 def trained(tiles, tmp_path_factory):
     return run(tiles, tmp_path_factory.mktemp("trained"), settings())
+
+
+@pytest.fixture(scope="module")
+def rich(area, tmp_path_factory):
+    """Stacks with two months of Sentinel-2, the second filled in from the first, and terrain that tells the classes.
+
+    Sentinel-2 sees nothing but a flat grey, and nothing at all in a corner.
+    """
+    folder = tmp_path_factory.mktemp("rich")
+    dem, grey = folder / "dem.tif", folder / "grey.tif"
+    write_raster(dem, 100 * area.classes[None].astype(np.int16), area.grid, nodata=-1)
+    scene = np.full((3, *area.grid.shape), 1000, np.uint16)
+    scene[-1] = 4  # SCL: vegetation
+    scene[:, :40, :50] = 0
+    tags = {"datetime": "2022-01-20T14:00:00Z"}
+    write_raster(grey, scene, area.grid, nodata=0, descriptions=(*BANDS, "SCL"), tags=tags)
+    composite = Composite(every="month", fill="nearest", layers=("slope", "elevation"))
+    stacks = {"grey": {}, "clear": {}}
+    for name, block in area.blocks.items():
+        for kind, optical in (("grey", [grey]), ("clear", area.s2)):
+            stacks[kind][name] = folder / f"{kind}_{name}.zarr.zip"
+            sensors = ("sentinel1", "sentinel2")
+            given = area.s1, optical, stacks[kind][name], block, PERIOD, sensors, BANDS, ("VV", "VH"), Masks(dilate_m=0)
+            stack_block(*given, composite, dem=dem)
+    return stacks
+
+
+@pytest.mark.parametrize(
+    ("stacks", "sensors", "indices"),
+    [
+        ("clear", ["sentinel2"], []),
+        ("clear", ["sentinel1"], ["vh_minus_vv"]),
+        ("grey", ["terrain", "sentinel2"], []),
+        ("clear", ["sentinel1", "sentinel2", "terrain"], ["vh_minus_vv", "ndvi"]),
+    ],
+)
+def test_every_choice_of_inputs_learns_and_maps(area, rich, tmp_path, stacks, sensors, indices):
+    chosen = list(rich[stacks].values())
+    model = settings().model_copy(update={"sensors": sensors, "indices": indices})
+    weights = run(pack(area, rich[stacks], tmp_path), tmp_path, model)[0]
+    paths = predicted(area, [weights], tmp_path, area.blocks, chosen, PREDICTION)
+    for path, block in zip(paths, area.blocks.values(), strict=True):
+        _, column = block.offset_in(area.grid)
+        found, expected = read_window(path, block, fill=0)[0], area.classes[:, column : column + 256]
+        unseen = np.zeros(block.shape, bool)
+        unseen[:40, : max(50 - column, 0)] = stacks == "grey"
+        np.testing.assert_array_equal(found == 0, unseen)  # terrain alone makes no map
+        assert (found == expected)[~unseen].mean() > 0.8
+
+
+def test_a_network_is_told_which_values_were_filled_in(area, rich, tmp_path, monkeypatch):
+    seen = []
+    original = Unet.forward
+    monkeypatch.setattr(Unet, "forward", lambda *given: seen.append(given[2]["s2"]) or original(*given))
+    index, packed, blocks = pack(area, rich["clear"], tmp_path)
+    run((index, packed, blocks), tmp_path, settings(epochs=1).model_copy(update={"sensors": ["sentinel2"]}))
+    block = next(iter(area.blocks.values()))
+    trained = len(seen)
+    predicted(
+        area, [tmp_path / "weights.safetensors"], tmp_path, {"p": block}, list(rich["clear"].values()), PREDICTION
+    )
+    assert all(mask[:, 0].float().mean() > 0.99 for mask in seen[:trained])
+    assert len(seen) > trained and all(mask[:, 0].any() for mask in seen[trained:])
+    assert not any(mask[:, 1].any() for mask in seen)
+
+
+def test_the_random_forest_sees_terrain(area, rich, tmp_path):
+    index, packed, blocks = pack(area, rich["grey"], tmp_path)
+    sensors, grids = ("sentinel2", "terrain"), list(area.blocks.values())
+    stacks = list(rich["grey"].values())
+    map_baseline(index, packed, stacks, tmp_path / "b.tif", blocks, area.grid, grids, sensors, TILES, 1)
+    found = read_window(tmp_path / "b.tif", area.grid, fill=0)[0]
+    assert not found[:40, :50].any() and (found > 0).any()
+    assert (found == area.classes)[found > 0].mean() > 0.95
 
 
 def test_it_learns_and_reports(trained):
@@ -254,8 +334,6 @@ def test_the_map_is_one_band_with_colours_and_ends_at_the_area(area, trained, tm
 
 
 def test_an_area_without_observations_is_explained(area, tmp_path):
-    from covermap.raster import write_raster
-
     block = area.blocks["x300y-3001"]
     empty = np.stack([np.zeros(block.shape, np.uint8), np.full(block.shape, CONFIDENCE_NODATA, np.uint8)])
     write_raster(tmp_path / "p.tif", empty, block, nodata=CONFIDENCE_NODATA)

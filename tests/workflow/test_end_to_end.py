@@ -110,7 +110,13 @@ AFTER_TRAINING = {"train", "predict_block", "mosaic_default", "evaluate", "repor
         (
             "masks/dilate_m",
             100,
-            AFTER_TRAINING | {"stack_block", "pack_tiles", "map_baseline"},
+            AFTER_TRAINING
+            | {"stack_block", "index_tiles", "pack_tiles", "map_baseline", "reference_block", "check_scene"},
+        ),
+        (
+            "aois/demo/labels/shoreline",
+            {"water": ["water"]},
+            AFTER_TRAINING | {"mask_shoreline", "index_tiles", "pack_tiles", "map_baseline"},
         ),
     ],
 )

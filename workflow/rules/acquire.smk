@@ -44,8 +44,9 @@ checkpoint search_scenes:
         period=aoi_setting("period"),
         sensors=aoi_setting("sensors"),
         provider=aoi_setting("provider"),
+        level=lambda wildcards: CFG.section("sentinel2", wildcards.aoi).level,
         max_cloud=lambda wildcards: CFG.section("sentinel2", wildcards.aoi).max_cloud,
-        version=1,
+        version=2,
     script:
         "../scripts/search_scenes.py"
 

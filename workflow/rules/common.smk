@@ -7,11 +7,12 @@ sys.path.insert(0, str(Path(workflow.basedir)))
 os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [sys.path[0], os.getenv("PYTHONPATH")])))  # for the jobs
 
 from covermap.config import check_classes, check_files, check_window, load, model_legend
-from covermap.errors import CovermapError, CoverageError
+from covermap.dates import step_of, steps_of
+from covermap.errors import CovermapError, CoverageError, SettingError
 from covermap.grid import area_blocks, area_grid, project, read_area
 from covermap.legend import read_legend
 from covermap.orbits import choose_orbit
-from covermap.scenes import meets, one_view, read_listing, sensor_of
+from covermap.scenes import SUPERSEDES, footprint, meets, moment, one_view, read_listing, sensor_of
 
 
 def plainly(function):
@@ -32,9 +33,9 @@ def of_area(function):
     """Name the area in what a user can mend."""
 
     @wraps(function)
-    def wrapped(aoi):
+    def wrapped(aoi, *more):
         try:
-            return function(aoi)
+            return function(aoi, *more)
         except CovermapError as error:
             raise type(error)(f"aois.{aoi}: {error}")
 
@@ -102,13 +103,23 @@ def aoi_setting(name):
 
 def aoi_section(name):
     """A section of settings, with the overrides of the job's area, less those that choose scenes and change none."""
-    choosing = {"orbit_state", "relative_orbits"}
+    choosing = {"orbit_state", "relative_orbits", "max_cloud"}
 
     def get(wildcards):
         settings = plain(CFG.section(name, wildcards.aoi))
         return {key: value for key, value in settings.items() if key not in choosing}
 
     return get
+
+
+def clear_masks(wildcards):
+    """The masks of a scene, less what leaves out whole scenes or overrules masks."""
+    return plain(CFG.section("masks", wildcards.aoi)) | {"max_scene": 100, "unmask_above": 100}
+
+
+def registration_of(wildcards):
+    """What shifts depend on: what becomes of them is not among it."""
+    return plain(CFG.section("registration", wildcards.aoi)) | {"mode": "report"}
 
 
 def aoi_area(wildcards):
@@ -148,6 +159,16 @@ def model_blocks(wildcards):
     return [(aoi, block) for aoi in CFG.models[wildcards.model].train_on for block in blocks_of(aoi)]
 
 
+@plainly
+def shoreline_of(wildcards):
+    """Shoreline of the job's area: ids of its water, the threshold, and the thresholds of its sweep."""
+    labels = CFG.aois[wildcards.aoi].labels
+    if labels is None or labels.shoreline is None:
+        raise SettingError(f"aois.{wildcards.aoi}.labels.shoreline is not set, so there is none to write: set it")
+    ids = {entry.key: entry.id for entry in read_legend(labels.legend).classes}
+    return {**plain(labels.shoreline), "water": [ids[name] for name in labels.shoreline.water]}
+
+
 # --- input files -----------------------------------------------------------------------------------------------------
 
 
@@ -166,12 +187,55 @@ def scene_item(wildcards):
     return items[wildcards.scene]
 
 
+@cache
 @plainly
-def chosen(wildcards):
-    """Scenes of the area that its stacks are made of."""
-    aoi = CFG.aois[wildcards.aoi]
-    settings = CFG.section("sentinel1", wildcards.aoi)
-    return one_view(listed(wildcards).values(), settings, aoi.dem, wildcards.aoi)
+@of_area
+def steps_in(aoi, listing, mtime_ns):
+    """Steps of an area's Sentinel-2, from its whole list, so that all of its blocks have the same."""
+    items = read_listing(listing).values()
+    days = [moment(item).date() for item in items if sensor_of(item) == "sentinel2"]
+    return steps_of(CFG.aois[aoi].period, CFG.section("composite", aoi), days)
+
+
+@cache
+@plainly
+def chosen_in(aoi, listing, mtime_ns):
+    settings, radar, composite = CFG.aois[aoi], CFG.section("sentinel1", aoi), CFG.section("composite", aoi)
+    items = one_view(read_listing(listing).values(), radar, settings.dem, aoi, composite.directions)
+    if "sentinel2" not in settings.sensors:
+        return items
+    steps = steps_in(aoi, listing, mtime_ns)
+
+    def in_a_step(item):
+        return step_of(moment(item).date(), steps, composite.season) is not None
+
+    return [item for item in items if sensor_of(item) == "sentinel1" or in_a_step(item)]
+
+
+def of_list(function):
+    """Ask a function about the list of the job's area, once for each state of the list."""
+
+    def get(wildcards):
+        listing = Path(checkpoints.search_scenes.get(aoi=wildcards.aoi).output.listing)
+        return function(wildcards.aoi, listing, listing.stat().st_mtime_ns)
+
+    return get
+
+
+chosen = of_list(chosen_in)  # scenes of the area that its stacks are made of
+
+
+def aoi_steps(wildcards):
+    """First and last day of each step of the job's area; without Sentinel-2 there is none."""
+    if "sentinel2" not in CFG.aois[wildcards.aoi].sensors:
+        return []
+    return [[str(day) for day in step] for step in of_list(steps_in)(wildcards)]
+
+
+def dem_of_layers(wildcards):
+    """The area's DEM, where a layer of its stack comes from it."""
+    layers = {"elevation", "slope"} & {*CFG.section("composite", wildcards.aoi).layers}
+    return CFG.aois[wildcards.aoi].dem if layers else []
 
 
 def orbit_of(wildcards):
@@ -200,6 +264,55 @@ def scenes_of_block(sensor, folder):
     return find
 
 
+def blocks_met(aoi, item):
+    """Names of the area's blocks that a scene meets."""
+    outline = footprint(item)
+    return [block for block in blocks_of(aoi) if outline.intersects(block_outline(aoi, block))]
+
+
+def quality_of(wildcards):
+    """Shifts of the scenes of the job's block, where they are to be undone."""
+    if CFG.section("registration", wildcards.aoi).mode != "correct":
+        return []
+    files = [scenes_of_block(f"sentinel{number}", f"s{number}")(wildcards) for number in "12"]
+    return [f"results/quality/{wildcards.aoi}/{Path(file).stem}.json" for file in sum(files, [])]
+
+
+def processed(wildcards):
+    """The job's scene on the area's grid."""
+    number = sensor_of(scene_item(wildcards))[-1]
+    return f"results/s{number}/{wildcards.aoi}/{wildcards.scene}.tif"
+
+
+def checked(suffix):
+    """Figures (.json) or pictures (.png) of all scenes of the job's area that its stacks are made of."""
+
+    def find(wildcards):
+        if CFG.section("registration", wildcards.aoi).mode == "off":
+            return []
+        sensors = CFG.aois[wildcards.aoi].sensors
+        items = [item for item in chosen(wildcards) if sensor_of(item) in sensors]
+        scenes = [item["id"] for item in items if blocks_met(wildcards.aoi, item)]
+        return expand("results/quality/{aoi}/{scene}{suffix}", aoi=wildcards.aoi, scene=scenes, suffix=suffix)
+
+    return find
+
+
+def unused_of(wildcards):
+    """Why scenes that are listed are not used, by id."""
+    items, used = listed(wildcards), {item["id"] for item in chosen(wildcards)}
+    reasons = {"sentinel1": "another orbit direction or track", "sentinel2": "in no step or season of the composites"}
+    left = {name: reasons[sensor_of(item)] for name, item in items.items() if name not in used}
+    newer = {name: item["properties"].get(SUPERSEDES, []) for name, item in items.items()}
+    return {**left, **{old: f"superseded by {name}" for name, older in newer.items() for old in older}}
+
+
+def reference_of(wildcards):
+    """Composites that the job's scene is compared with: those of the blocks that it meets."""
+    met = blocks_met(wildcards.aoi, scene_item(wildcards))
+    return expand("results/registration/{aoi}/{block}.tif", aoi=wildcards.aoi, block=met)
+
+
 def blocks_in(pattern):
     """One file a block of the job's area."""
     return lambda wildcards: expand(pattern, **dict(wildcards.items()), block=blocks_of(wildcards.aoi))
@@ -219,6 +332,12 @@ def model_files(pattern):
         return [pattern.format(aoi=aoi, block=block, model=model) for aoi, block in model_blocks(wildcards)]
 
     return find
+
+
+def labels_of(aoi, block):
+    """Labels of a block that models learn from."""
+    labels = CFG.aois[aoi].labels
+    return f"results/{'shorelines' if labels and labels.shoreline else 'labels'}/{aoi}/{block}.tif"
 
 
 def source_of(name):

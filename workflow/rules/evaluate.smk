@@ -56,6 +56,8 @@ rule report:
         training_log=lambda wildcards: f"results/models/{default_model(wildcards)}/log.csv",
         listing="results/scenes/{aoi}.json",
         stacks=blocks_in("results/stacks/{aoi}/{block}.zarr.zip"),
+        quality=checked(".json"),
+        quicklooks=checked(".png"),
     output:
         report="results/reports/{aoi}.html",
     log:
@@ -69,6 +71,8 @@ rule report:
         model=default_model,
         attribution=attribution_of,
         notes=notes_of,
-        version=2,
+        unused=unused_of,
+        corrected=lambda wildcards: CFG.section("registration", wildcards.aoi).mode == "correct",
+        version=3,
     script:
         "../scripts/report.py"

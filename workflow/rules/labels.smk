@@ -30,3 +30,49 @@ use rule rasterize_labels as rasterize_reference with:
         source=lambda wildcards: CFG.aois[wildcards.aoi].reference.source,
         attribute=lambda wildcards: CFG.aois[wildcards.aoi].reference.attribute,
         version=1,
+
+
+rule mask_shoreline:
+    input:
+        labels="results/labels/{aoi}/{block}.tif",
+        s2=scenes_of_block("sentinel2", "s2"),
+        quality=quality_of,
+    output:
+        masked="results/shorelines/{aoi}/{block}.tif",
+        lowest="results/shorelines/{aoi}/{block}.ndwi.tif",
+    log:
+        "results/logs/mask_shoreline/{aoi}/{block}.log",
+    benchmark:
+        "results/benchmarks/mask_shoreline/{aoi}/{block}.tsv"
+    conda:
+        "../../envs/covermap.yaml"
+    params:
+        block=block_grid,
+        period=aoi_setting("period"),
+        water=lambda wildcards: shoreline_of(wildcards)["water"],
+        threshold=lambda wildcards: shoreline_of(wildcards)["threshold"],
+        masks=aoi_section("masks"),
+        composite=aoi_section("composite"),
+        steps=aoi_steps,
+        version=1,
+    script:
+        "../scripts/mask_shoreline.py"
+
+
+rule sweep_shoreline:
+    input:
+        lowest=blocks_in("results/shorelines/{aoi}/{block}.ndwi.tif"),
+    output:
+        table="results/shorelines/{aoi}.csv",
+        chart="results/shorelines/{aoi}.svg",
+    log:
+        "results/logs/sweep_shoreline/{aoi}.log",
+    conda:
+        "../../envs/covermap.yaml"
+    params:
+        area="{aoi}",
+        threshold=lambda wildcards: shoreline_of(wildcards)["threshold"],
+        sweep=lambda wildcards: shoreline_of(wildcards)["sweep"],
+        version=1,
+    script:
+        "../scripts/sweep_shoreline.py"

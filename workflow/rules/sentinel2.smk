@@ -10,10 +10,14 @@ rule clip_s2:
         "results/benchmarks/clip_s2/{aoi}/{scene}.tsv"
     conda:
         "../../envs/covermap.yaml"
+    threads: 2
+    resources:
+        mem_mb=2000,
+        runtime=60,
     params:
         item=scene_item,
         grid=aoi_grid,
         settings=aoi_section("sentinel2"),
-        version=2,
+        version=3,
     script:
         "../scripts/clip_s2.py"

@@ -2,6 +2,8 @@ rule stack_block:
     input:
         s1=scenes_of_block("sentinel1", "s1"),
         s2=scenes_of_block("sentinel2", "s2"),
+        dem=dem_of_layers,
+        quality=quality_of,
     output:
         stack="results/stacks/{aoi}/{block}.zarr.zip",
     log:
@@ -18,6 +20,7 @@ rule stack_block:
         polarisations=lambda wildcards: CFG.section("sentinel1", wildcards.aoi).polarisations,
         masks=aoi_section("masks"),
         composite=aoi_section("composite"),
-        version=2,
+        steps=aoi_steps,
+        version=3,
     script:
         "../scripts/stack_block.py"

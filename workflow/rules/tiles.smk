@@ -1,6 +1,11 @@
 rule index_tiles:
     input:
-        labels=model_files("results/labels/{aoi}/{block}.tif"),
+        labels=lambda wildcards: [labels_of(aoi, block) for aoi, block in model_blocks(wildcards)],
+        stacks=lambda wildcards: (
+            model_files("results/stacks/{aoi}/{block}.zarr.zip")(wildcards)
+            if "sentinel2" in CFG.models[wildcards.model].sensors
+            else []
+        ),
     output:
         index="results/tiles/{model}/index.parquet",
     log:
@@ -12,7 +17,7 @@ rule index_tiles:
         tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
         seed=lambda wildcards: CFG.models[wildcards.model].seed,
         classes=lambda wildcards: len(legend_of(wildcards.model)["classes"]),
-        version=1,
+        version=2,
     script:
         "../scripts/index_tiles.py"
 
@@ -21,7 +26,7 @@ rule pack_tiles:
     input:
         index="results/tiles/{model}/index.parquet",
         stack="results/stacks/{aoi}/{block}.zarr.zip",
-        labels="results/labels/{aoi}/{block}.tif",
+        labels=lambda wildcards: labels_of(wildcards.aoi, wildcards.block),
     output:
         packed="results/tiles/{model}/{aoi}/{block}.safetensors",
     log:

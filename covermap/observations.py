@@ -1,0 +1,205 @@
+"""What processed scenes observe: bands by name, the overflights that they belong to, and where these are clear."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import rasterio
+from rasterio.errors import RasterioError
+
+from covermap.dates import Step, step_of
+from covermap.errors import ProductError
+from covermap.grid import Grid
+from covermap.masks import DEFECTIVE, NO_DATA, clear_mask, dilate
+from covermap.raster import read_pixels
+from covermap.registration import correction, moved
+from covermap.settings import Composite, Masks, Period
+
+log = logging.getLogger(__name__)
+
+LAYOVER_SHADOW = "layover_shadow"  # band of a scene: 0 none, else its pixels do not show their place alone
+STEP_REFLECTANCE = 0.0001
+ONE_PASS = timedelta(minutes=30)  # tiles of one overflight; the next of a satellite comes after 100 minutes
+REACH_PIXELS = 3  # further than the interpolation of a scene that is moved looks
+
+Moves = Mapping[str, tuple[float, float]]
+
+
+class Scene:
+    """A processed scene: a raster whose bands have names, and tags that say where it comes from."""
+
+    def __init__(self, path: Path, opened: ExitStack, move: tuple[float, float] | None = None) -> None:
+        try:
+            self.raster = opened.enter_context(rasterio.open(path))
+        except RasterioError as error:
+            raise ProductError(f"scene {path} cannot be opened ({error}): remove it and run again") from error
+        self.path, self.tags, self.move = path, self.raster.tags(), move
+        try:
+            time = datetime.fromisoformat(self.tags["datetime"])
+        except (KeyError, ValueError) as error:
+            raise ProductError(
+                f"scene {path} has no usable tag 'datetime' ({error}): remove it and run again"
+            ) from error
+        self.time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+        self.day = self.time.date()
+
+    def read(self, grid: Grid, names: Sequence[str], fill: float, nearest: bool = False) -> np.ndarray:
+        """Bands (band, y, x) by name on ``grid``; ``fill`` where the scene has none.
+
+        A scene that is to be moved is read moved, by cubic convolution, or by whole pixels if ``nearest``.
+        """
+        return self._in_place(grid, lambda wide: self._kept(wide, names, fill), fill, nearest)
+
+    def power(self, grid: Grid, polarisations: Sequence[str]) -> np.ndarray:
+        """Linear power (polarisation, y, x) on ``grid``, whatever unit is kept; NaN where there is none."""
+        return self._in_place(grid, lambda wide: self._linear(wide, polarisations), np.nan, False)
+
+    def _kept(self, grid: Grid, names: Sequence[str], fill: float) -> np.ndarray:
+        known = list(self.raster.descriptions)
+        if missing := [name for name in names if name not in known]:
+            raise ProductError(f"scene {self.path} has no band {missing[0]}, only {known}: remove it and run again")
+        try:
+            return read_pixels(self.raster, grid, fill=fill, indexes=[known.index(name) + 1 for name in names])
+        except RasterioError as error:
+            raise ProductError(f"scene {self.path} cannot be read ({error}): remove it and run again") from error
+
+    def _linear(self, grid: Grid, polarisations: Sequence[str]) -> np.ndarray:
+        values = self._kept(grid, polarisations, np.nan)
+        return 10 ** (values / 10) if self.tags.get("units") == "dB" else values
+
+    def _in_place(self, grid: Grid, read: Callable[[Grid], np.ndarray], fill: float, nearest: bool) -> np.ndarray:
+        if self.move is None:
+            return read(grid)
+        rim = self.rim_pixels
+        return moved(read(grid.padded(rim)), *self.move, fill, nearest)[:, rim:-rim, rim:-rim]
+
+    @property
+    def rim_pixels(self) -> int:
+        """How far from its place a pixel is looked for."""
+        return 0 if self.move is None else math.ceil(max(map(abs, self.move))) + REACH_PIXELS
+
+    def masked_share(self, classes: Collection[int]) -> float:
+        """Share of masked pixels among those that the scene observes in the area, by its tag ``scl_counts``."""
+        try:
+            counts = [int(count) for count in self.tags["scl_counts"].split(",")]
+            masked = sum(counts[number] for number in classes if number != NO_DATA)
+        except (KeyError, ValueError, IndexError) as error:
+            raise ProductError(
+                f"scene {self.path} has no usable tag 'scl_counts' ({error}): remove it and run again"
+            ) from error
+        return masked / max(sum(counts[1:]), 1)
+
+
+def open_scenes(paths: Sequence[Path], period: Period, opened: ExitStack, moves: Moves | None = None) -> list[Scene]:
+    """Scenes of the period, by name, so that no order of arguments changes a result.
+
+    ``moves``: pixels (right, down) by which scenes are moved when they are read, by the name of their file.
+    """
+    scenes = [Scene(path, opened, (moves or {}).get(path.stem)) for path in sorted(paths)]
+    inside = [scene for scene in scenes if period.start <= scene.day <= period.end]
+    for scene in scenes:
+        if scene not in inside:
+            log.warning("%s: %s is not in the period, left out", scene.path, scene.day)
+    return inside
+
+
+def moves_of(quality: Sequence[Path]) -> Moves:
+    """How scenes are to be moved, of those that are."""
+    if not quality:
+        return {}
+    found = {path.stem: correction(path) for path in quality}
+    return {name: move for name, move in found.items() if move is not None}
+
+
+def clear_enough(scenes: Sequence[Scene], masks: Masks) -> list[Scene]:
+    """Sentinel-2 scenes without those that are masked in a greater share of the area than ``masks.max_scene``."""
+    if masks.max_scene >= 100:
+        return list(scenes)
+    shares = {scene: 100 * scene.masked_share(masks.classes) for scene in scenes}
+    for scene, share in shares.items():
+        if share > masks.max_scene:
+            log.warning("%s: %.1f %% of it is masked, more than %g %%, left out", scene.path, share, masks.max_scene)
+    return [scene for scene, share in shares.items() if share <= masks.max_scene]
+
+
+class Pass(NamedTuple):
+    """Sentinel-2 scenes of one overflight, by name: neighbouring tiles, and one observation of each pixel."""
+
+    step: int
+    day: date
+    scenes: list[Scene]
+
+
+def passes_of(scenes: Sequence[Scene], steps: Sequence[Step], composite: Composite) -> list[Pass]:
+    """Overflights in order of time, less the scenes that belong to no step.
+
+    ASSUME: a scene's day is that of UTC, and one overflight that crosses midnight is two where a step ends there.
+    """
+    passes: list[Pass] = []
+    for scene in sorted(scenes, key=lambda scene: (scene.time, scene.path.name)):
+        step = step_of(scene.day, steps, composite.season)
+        if step is None:
+            log.info("%s: %s is in no step, left out", scene.path, scene.day)
+            continue
+        same = [one for one in passes if one.step == step and _together(one.scenes[0], scene)]
+        if same:
+            same[-1].scenes.append(scene)
+        else:
+            passes.append(Pass(step, scene.day, [scene]))
+    for one in passes:
+        one.scenes.sort(key=lambda scene: scene.path.name)
+    return passes
+
+
+def _together(first: Scene, later: Scene) -> bool:
+    """Whether two scenes are of one overflight."""
+    return later.time - first.time < ONE_PASS and first.tags.get("platform") == later.tags.get("platform")
+
+
+class View(NamedTuple):
+    """A pass over some rows."""
+
+    scenes: list[Scene]
+    taken: np.ndarray  # uint8 (y, x): which of them a pixel is from
+
+    def read(self, part: Grid, names: Sequence[str], columns: slice = slice(None)) -> np.ndarray:
+        """Bands uint16 (band, y, x) on ``part`` of the rows."""
+        out = self.scenes[0].read(part, names, 0)
+        for number, scene in enumerate(self.scenes[1:], 1):
+            np.copyto(out, scene.read(part, names, 0), where=self.taken[:, columns] == number)
+        return out
+
+
+def views_of(passes: Sequence[Pass], masks: Masks, rows: Grid) -> tuple[list[View], np.ndarray, np.ndarray]:
+    """How passes see some rows: views, and where each observes and is clear, bool (pass, y, x)."""
+    shape, views = (len(passes), *rows.shape), []
+    observed, clear = np.zeros(shape, bool), np.zeros(shape, bool)
+    for one, there, free in zip(passes, observed, clear, strict=True):
+        taken = np.zeros(rows.shape, np.uint8)
+        for number, scene in enumerate(one.scenes):
+            visible, cloudless = seen_by(scene, masks, rows)
+            if number:
+                taken[(cloudless & ~free) | (visible & ~there)] = number
+            there |= visible
+            free |= cloudless
+        views.append(View(one.scenes, taken))
+    return views, observed, clear
+
+
+def seen_by(scene: Scene, masks: Masks, rows: Grid) -> tuple[np.ndarray, np.ndarray]:
+    """Where a scene observes, and where it is clear: bool (y, x) each."""
+    reach, erode = masks.dilate_m / rows.pixel_m, masks.erode_m / rows.pixel_m
+    rim = math.ceil(reach) + 2 * math.ceil(erode) + REACH_PIXELS  # clouds beyond these rows reach into them
+    inner = np.s_[rim : rim + rows.height, rim : rim + rows.width]
+    scl = scene.read(rows.padded(rim), ["SCL"], NO_DATA, nearest=True)[0].astype(np.uint8)
+    if scene.move is not None:
+        scl[dilate(scl == NO_DATA, REACH_PIXELS)] = NO_DATA  # interpolated bands have none so near to where they end
+    observed = scl[inner] > DEFECTIVE
+    return observed, clear_mask(scl, masks.classes, reach, erode)[inner] & observed

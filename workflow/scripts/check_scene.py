@@ -1,0 +1,3 @@
+from covermap.quality import check_scene
+from covermap.step import run
+run(check_scene, snakemake)  # noqa: F821

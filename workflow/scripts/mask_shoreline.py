@@ -1,0 +1,3 @@
+from covermap.shoreline import mask_shoreline
+from covermap.step import run
+run(mask_shoreline, snakemake)  # noqa: F821
