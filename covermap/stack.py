@@ -85,6 +85,7 @@ ARRAYS: dict[str, tuple[tuple[str, ...], str, int | None, dict[str, Any]]] = {  
         0,
         {"long_name": "surface reflectance", "units": "1", "scale_factor": STEP_REFLECTANCE},
     ),
+    "observed": (("date",), "|u1", None, {"long_name": "observations, clear or not", "units": "1"}),
     "clear": (("date",), "|u1", None, {"long_name": "clear observations", "units": "1"}),
     "unmasked": (("date",), "|u1", None, {"long_name": "masks overruled", "units": "1"}),
     "day": (("date",), "<i2", 0, {"long_name": "day of year of what was taken", "units": "1"}),
@@ -121,7 +122,8 @@ def stack_block(
     - ``distorted`` uint8 (y, x), 1 where a scene sees layover or shadow;
     - ``s2`` uint16 (date, band, y, x), 0.0001 of reflectance a step, 0 no data: composite of the step's clear
       observations; the tiles of one overflight are one observation;
-    - ``clear`` uint8 (date, y, x): number of clear observations;
+    - ``observed`` and ``clear`` uint8 (date, y, x): number of observations that are neither missing nor saturated, and
+      of the clear ones among them;
     - ``unmasked`` uint8 (date, y, x): 1 where masked ones were taken too, since the masks hold for more than
       ``masks.unmask_above`` of all observations of the pixel, those that are missing or saturated not counted;
     - ``day`` int16 (date, y, x): day of the year of the observation that was taken, 0 none; of medians and means the
@@ -347,32 +349,36 @@ def _about_reflectance(scenes: Sequence[Scene], composite: Composite) -> dict[st
 def _reflectance(
     passes: Sequence[Pass], steps: Sequence[Step], bands: Sequence[str], masks: Masks, composite: Composite, rows: Grid
 ) -> dict[str, np.ndarray]:
-    """``s2`` (date, band, y, x), ``clear``, ``unmasked`` and ``day`` (date, y, x) of some rows."""
+    """``s2`` (date, band, y, x), ``observed``, ``clear``, ``unmasked`` and ``day`` (date, y, x) of some rows."""
     views, used, clear = views_of(passes, masks, rows)
-    seen = used.sum(0, dtype=np.int32)
-    overruled = 100 * (seen - clear.sum(0, dtype=np.int32)) > masks.unmask_above * seen
-    used &= clear | overruled
     shape = (len(steps), *rows.shape)
+    of_step = [[number for number, one in enumerate(passes) if one.step == step] for step in range(len(steps))]
     out: dict[str, np.ndarray] = {
         "s2": np.zeros((len(steps), len(bands), *rows.shape), np.uint16),
-        "clear": np.zeros(shape, np.uint8),
+        "observed": _counts(used, of_step),
+        "clear": _counts(clear, of_step),
         "unmasked": np.zeros(shape, np.uint8),
         "day": np.zeros(shape, np.int16),
     }
-    for step in range(len(steps)):
-        chosen = [number for number, one in enumerate(passes) if one.step == step and used[number].any()]
-        if chosen:
+    seen = used.sum(0, dtype=np.int32)
+    used &= clear | (100 * (seen - clear.sum(0, dtype=np.int32)) > masks.unmask_above * seen)
+    for step, numbers in enumerate(of_step):
+        if chosen := [number for number in numbers if used[number].any()]:
             part = [views[number] for number in chosen]
             taken = _compose(part, used[chosen], bands, masks, composite.sentinel2, rows, out["s2"][step])
             days = np.array([*(passes[number].day.timetuple().tm_yday for number in chosen), 0], np.int16)
             out["day"][step] = days[taken]
-            out["clear"][step] = np.minimum(sum(clear[number].astype(np.int16) for number in chosen), 255)
             for number in chosen:
                 out["unmasked"][step] |= used[number] & ~clear[number]
     if composite.fill != "none":
         middles = [(first.toordinal() + last.toordinal()) / 2 for first, last in steps]
         fill_gaps(out["s2"], out["day"] > 0, middles, composite.fill)
     return out
+
+
+def _counts(flags: np.ndarray, groups: Sequence[Sequence[int]]) -> np.ndarray:
+    """How many of each group are true, at most 255: uint8 (group, y, x) from bool (pass, y, x)."""
+    return np.array([np.minimum(flags[group].sum(0, dtype=np.int16), 255) for group in groups], np.uint8)
 
 
 def _compose(

@@ -76,7 +76,7 @@ def cell_names(grid: Grid, settings: Tiles) -> np.ndarray:
 
 
 def tile_table(
-    label: np.ndarray, block: Grid, settings: Tiles, seed: int, classes: int, never_clear: np.ndarray | None = None
+    label: np.ndarray, block: Grid, settings: Tiles, seed: int, classes: int, clouds: np.ndarray | None = None
 ) -> pd.DataFrame:
     """Tiles of a block, in rows then columns.
 
@@ -86,12 +86,13 @@ def tile_table(
     block : grid of ``label``.
     settings, seed : of the split.
     classes : number of classes K.
-    never_clear : float32 (y, x), share of the steps in which Sentinel-2 never saw a pixel clear; none: without it.
+    clouds : int (2, y, x), steps in which Sentinel-2 saw each pixel, but never clear, and in which it saw it at all;
+        none: a model without it.
 
     Returns
     -------
     One row a tile: row, column (first pixel within the block), split, easting_m, northing_m (upper left corner),
-    labelled, never_clear (shares; the latter over pixels and steps), class_1 ... class_K (pixels).
+    labelled (share), cloudy (share of what was seen, over pixels and steps), class_1 ... class_K (pixels).
     """
     rows = []
     for row, column, split in _tile_places(block, settings, seed):
@@ -101,9 +102,10 @@ def tile_table(
         labelled = 1 - (counts[NO_LABEL] + counts[EXCLUDED]) / settings.pixels**2
         if labelled > 0 and labelled >= settings.min_labelled:
             corner = block.window(row, column, 1, 1)
-            unseen = 0.0 if never_clear is None else float(never_clear[place].mean(dtype=np.float64))
-            rows.append((row, column, split, corner.left, corner.top, labelled, unseen, *counts[1 : classes + 1]))
-    names = ["row", "column", "split", "easting_m", "northing_m", "labelled", "never_clear"]
+            hidden, seen = (0, 0) if clouds is None else clouds[:, *place].sum((1, 2), dtype=np.int64)
+            shares = labelled, hidden / max(seen, 1)
+            rows.append((row, column, split, corner.left, corner.top, *shares, *counts[1 : classes + 1]))
+    names = ["row", "column", "split", "easting_m", "northing_m", "labelled", "cloudy"]
     table = pd.DataFrame(rows, columns=names + [f"class_{i}" for i in range(1, classes + 1)])
     table["split"] = table["split"].map({number: name for name, number in SPLITS.items()})
     return table
@@ -123,14 +125,15 @@ def _tile_places(block: Grid, settings: Tiles, seed: int) -> Iterator[tuple[int,
                     yield row, column, split
 
 
-def _never_clear(stack: Path, block: Grid) -> np.ndarray:
-    """Share of the steps of Sentinel-2 in which each pixel of a block was never clear: float32 (y, x)."""
-    share = np.empty(block.shape, np.float32)
+def _clouds(stack: Path, block: Grid) -> np.ndarray:
+    """Steps in which Sentinel-2 saw each pixel of a block, but never clear, and all in which it saw it: (2, y, x)."""
+    counts = np.empty((2, *block.shape), np.int16)
     for row in range(0, block.height, ROWS):
         rows = slice(row, min(row + ROWS, block.height))
-        clear = read_stack(stack, rows, slice(0, block.width), names=["clear"])["clear"]
-        share[rows] = (clear == 0).mean(0)
-    return share
+        read = read_stack(stack, rows, slice(0, block.width), names=["observed", "clear"])
+        seen = read["observed"] > 0
+        counts[:, rows] = (seen & (read["clear"] == 0)).sum(0), seen.sum(0)
+    return counts
 
 
 def index_tiles(
@@ -144,8 +147,8 @@ def index_tiles(
 ) -> None:
     """Table of all tiles of a model: aoi, block, row, column, split, place and class counts, as GeoParquet.
 
-    Tiles of which Sentinel-2 never saw more than ``tiles.max_cloud`` clear, on the mean of its steps, are left out, and
-    counted in the log.
+    Tiles of which more than ``tiles.max_cloud`` of what Sentinel-2 saw, over pixels and steps, was never clear are left
+    out and counted in the log. What no scene reached is no cloud.
 
     Parameters
     ----------
@@ -168,7 +171,7 @@ def index_tiles(
     for path, stack, (aoi, name, grid) in zip(labels, stacks or repeat(None, len(labels)), blocks, strict=True):
         label = read_window(path, grid, fill=NO_LABEL, indexes=[1])[0]
         labelled[aoi] = labelled[aoi] or bool(((label != NO_LABEL) & (label != EXCLUDED)).any())
-        table = tile_table(label, grid, tiles, seed, classes, _never_clear(stack, grid) if stack else None)
+        table = tile_table(label, grid, tiles, seed, classes, _clouds(stack, grid) if stack else None)
         table.insert(0, "aoi", aoi)
         table.insert(1, "block", name)
         side = tiles.pixels * grid.pixel_m
@@ -180,7 +183,7 @@ def index_tiles(
             "the area and that labels.legend has a class for the codes of the file"
         )
     frame = pd.concat(tables, ignore_index=True)
-    cloudy = frame.never_clear > tiles.max_cloud / 100
+    cloudy = frame.cloudy > tiles.max_cloud / 100
     log.info("%d of %d tiles left out: more than %g %% never clear", cloudy.sum(), len(frame), tiles.max_cloud)
     frame = frame[~cloudy].reset_index(drop=True)
     for split in SPLITS:

@@ -180,13 +180,14 @@ def test_clear_observations_alone_count_and_cloudy_ones_fill_in(tmp_path):
     days = ("2021-08-05", "2021-08-20", "2021-09-10", "2021-10-01")
     s2 = [s2_scene(tmp_path, f"s{i}", days[i], steps[i], scl[i]) for i in range(4)]
     got = whole_stack(build(tmp_path, [], s2, sensors=("sentinel2",)))
-    assert set(got) == {"s2", "clear", "unmasked", "day"}
+    assert set(got) == {"s2", "observed", "clear", "unmasked", "day"}
     assert got["s2"].dtype == np.uint16
     assert got["clear"].dtype == np.uint8
     assert (got["clear"][0, :10] == 0).all()
     assert (got["clear"][0] == 3).sum() == 13  # the disc of the cloud
     assert (got["clear"][0, 10:12] == 1).all()  # the rim of the clouds; the rim of no data is clear
     assert got["clear"][0, 150, 150] == 4
+    assert [got["observed"][0, row, row] for row in (150, 5, 0)] == [4, 3, 2]
     assert got["s2"][0, :, 150, 150].tolist() == [1051, 2051]  # between 1000 and 1101, rounded up
     assert got["s2"][0, :, 100, 102].tolist() == [1101, 2101]
     assert got["s2"][0, :, 5, 5].tolist() == [1000, 2000]
@@ -257,7 +258,7 @@ def test_windows_are_parts_of_the_whole_and_bytes_repeat(tmp_path):
     first = build(tmp_path, s1, s2)
     everything = whole_stack(first)
     window = read_stack(first, slice(100, 270), slice(3, 131))
-    assert set(window) == {"s1", "distorted", "s2", "clear", "unmasked", "day"}
+    assert set(window) == {"s1", "distorted", "s2", "observed", "clear", "unmasked", "day"}
     assert set(read_stack(first, slice(0, 9), slice(0, 9), ("day", "s2", "terrain"))) == {"s2", "day"}
     for name, array in window.items():
         assert (array == everything[name][..., 100:270, 3:131]).all()

@@ -146,15 +146,25 @@ def test_tiles_that_were_hardly_ever_clear_are_left_out(area, tmp_path, caplog):
             index_tiles(labels, index, blocks, SMALL.model_copy(update={"max_cloud": limit}), 1, 3, stacks)
         tables[limit] = pd.read_parquet(index)
     every = tables[100]
-    assert set(every.never_clear[every.column == 0][every.block == "x300y-3001"]) == {0.5}
+    assert set(every.cloudy[every.column == 0][every.block == "x300y-3001"]) == {0.5}
     second = (every.block == "x300y-3001") & (every.column == 32)
-    assert np.allclose(every.never_clear[second], 3 / 32) and second.any()
+    assert np.allclose(every.cloudy[second], 3 / 32) and second.any()
     assert len(tables[50]) == len(every)
-    assert len(tables[49]) == (every.never_clear < 0.5).sum() < len(every)
-    assert len(tables[9]) == (every.never_clear < 0.09).sum() < len(tables[49])
+    assert len(tables[49]) == (every.cloudy < 0.5).sum() < len(every)
+    assert len(tables[9]) == (every.cloudy < 0.09).sum() < len(tables[49])
     assert f"{len(every) - len(tables[9])} of {len(every)} tiles left out" in caplog.text
     index_tiles(labels, index, blocks, SMALL, 1, 3)
     assert len(pd.read_parquet(index)) == len(every)  # a model without Sentinel-2
+
+
+def test_what_no_scene_reached_is_no_cloud():
+    block = Grid(crs="EPSG:32721", left=0, top=7_000_000, width=32, height=32)
+    clouds = np.zeros((2, 32, 32), np.int16)
+    clouds[1, :, :8] = 2  # a quarter was seen, in two steps
+    clouds[0, :16, :8] = 1  # half of that was hidden in one of them
+    settings = Tiles(pixels=32, stride_pixels=32, cell_pixels=32, buffer_pixels=0)
+    (tile,) = tile_table(np.ones((32, 32), np.uint8), block, settings, 1, 1, clouds).itertuples()
+    assert tile.cloudy == 0.25
 
 
 def test_a_split_that_clouds_leave_without_tiles_is_explained(area, tmp_path):
@@ -170,9 +180,9 @@ def test_a_split_that_clouds_leave_without_tiles_is_explained(area, tmp_path):
 def test_small_tiles_cover_a_block(area, pixels):
     settings = Tiles(pixels=pixels, stride_pixels=pixels, cell_pixels=256, buffer_pixels=0)
     block = area.blocks["x300y-3001"]
-    table = tile_table(np.ones(block.shape, np.uint8), block, settings, 1, 1, np.zeros(block.shape, np.float32))
+    table = tile_table(np.ones(block.shape, np.uint8), block, settings, 1, 1, np.zeros((2, *block.shape), np.int16))
     assert len(table) == (256 // pixels) ** 2
-    assert (table.class_1 == pixels**2).all() and not table.never_clear.any()
+    assert (table.class_1 == pixels**2).all() and not table.cloudy.any()
 
 
 def test_labels_without_any_labelled_pixel_are_explained(area, tmp_path):

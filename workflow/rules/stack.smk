@@ -21,6 +21,6 @@ rule stack_block:
         masks=aoi_section("masks"),
         composite=aoi_section("composite"),
         steps=aoi_steps,
-        version=3,
+        version=4,
     script:
         "../scripts/stack_block.py"
