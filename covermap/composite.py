@@ -10,7 +10,6 @@ from numba import njit
 
 NO_BACKSCATTER = -32768
 STEP_DB = 0.01
-MASKED = np.iinfo(np.uint16).max  # sorts behind every observation
 STRIP = 1024  # pixels that are sorted at once
 
 

@@ -19,7 +19,7 @@ import rasterio
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from covermap.composite import MASKED, NO_BACKSCATTER, STEP_DB, sorting_network, to_db_steps
+from covermap.composite import NO_BACKSCATTER, STEP_DB, sorting_network, to_db_steps
 from covermap.errors import ProductError
 from covermap.files import whole
 from covermap.grid import Grid
@@ -32,6 +32,7 @@ from covermap.scenes import Item, platform_of, sensor_of, tile_of
 from covermap.settings import Composite, Masks, Period, Registration
 
 WINDOW_ROWS, WINDOW_COLUMNS = 512, 2048  # of a reference in work at once: whole tiles of its file
+MASKED = np.iinfo(np.uint16).max  # sorts behind every observation
 PARTS = ("below", "middle", "above", "count")  # of a reference
 FLOOR_DB, ZERO_STEPS = -40.0, 10_000  # backscatter is kept in 0.01 dB above -100 dB, since 0 is no data
 BAND = "B08"  # of Sentinel-2, where there is one: fields, water and towns differ most in it

@@ -17,8 +17,8 @@ from covermap.grid import Grid
 from covermap.raster import new_raster
 from covermap.sentinel1 import radiometry, safe, snap
 from covermap.sentinel1.assets import ready_assets
+from covermap.sentinel1.geocoded import Geocoded
 from covermap.sentinel1.native import native_chain
-from covermap.sentinel1.strips import Geocoded
 from covermap.settings import Sentinel1
 
 

@@ -12,8 +12,8 @@ from rasterio.warp import transform_bounds
 from covermap.errors import ProductError, SettingError
 from covermap.grid import Grid
 from covermap.sentinel1 import geocoding, safe, speckle
+from covermap.sentinel1.geocoded import Geocoded
 from covermap.sentinel1.nodes import node_step, part_around, positions_in
-from covermap.sentinel1.strips import Geocoded
 from covermap.settings import Sentinel1
 
 

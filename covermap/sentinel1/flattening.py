@@ -15,8 +15,8 @@ from rasterio.windows import Window
 
 from covermap.sentinel1.distortion import SHADOW, layover_shadow
 from covermap.sentinel1.geocoding import Sight, bilinear, refine, time_and_range
-from covermap.sentinel1.strips import in_order, strips_of
 from covermap.sentinel1.terrain import Terrain
+from covermap.strips import in_order, strips_of
 
 TILE = 256  # facets along a side that are in work at once
 SPREAD = 2.0  # points of a facet to a radar pixel along each side: ripples of 0.02 dB on level ground

@@ -16,11 +16,12 @@ from covermap.errors import CoverageError, ProductError, SettingError
 from covermap.grid import Grid
 from covermap.sentinel1 import distortion, flattening, geocoding, radiometry, safe, speckle
 from covermap.sentinel1.flattening import Project
+from covermap.sentinel1.geocoded import Geocoded
 from covermap.sentinel1.nodes import node_step, nodes, part_around
 from covermap.sentinel1.orbit import read_orbit_file
-from covermap.sentinel1.strips import Geocoded, in_order, strips_of
 from covermap.sentinel1.terrain import Terrain, read_dem
 from covermap.settings import Sentinel1
+from covermap.strips import in_order, strips_of
 
 log = logging.getLogger(__name__)
 

@@ -31,11 +31,12 @@ from shapely import to_wkt
 from covermap.errors import CoverageError, CovermapError, SettingError
 from covermap.grid import Grid, project
 from covermap.sentinel1 import gpt, native, safe
+from covermap.sentinel1.geocoded import Geocoded
 from covermap.sentinel1.nodes import horizontal, positions_in
 from covermap.sentinel1.orbit import read_orbit_file
-from covermap.sentinel1.strips import Geocoded, strips_of
 from covermap.sentinel1.terrain import Terrain, read_dem
 from covermap.settings import Sentinel1
+from covermap.strips import strips_of
 
 log = logging.getLogger(__name__)
 

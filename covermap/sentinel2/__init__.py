@@ -9,9 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
@@ -48,6 +46,7 @@ from covermap.sentinel2.reading import (
 )
 from covermap.sentinel2.safe import product_of_safe
 from covermap.settings import Sentinel2
+from covermap.strips import in_order
 
 log = logging.getLogger(__name__)
 
@@ -256,21 +255,12 @@ def _write(
 
 def _strips(sources: list[Source], window: Grid, threads: int) -> Iterator[tuple[str, np.ndarray]]:
     """Name and pixels of every strip of every layer in order, read by threads, a few ahead."""
-    with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[tuple[str, Future[np.ndarray]]] = deque()
-        try:
-            for source in sources:
-                for rows in source.strips:
-                    strip = window.window(rows.start, 0, rows.stop - rows.start, window.width)
-                    ahead.append((source.name, pool.submit(source.read, strip)))
-                    if len(ahead) > 2 * threads:
-                        name, pixels = ahead.popleft()
-                        yield name, pixels.result()
-            while ahead:
-                name, pixels = ahead.popleft()
-                yield name, pixels.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+
+    def read(task: tuple[Source, slice]) -> tuple[str, np.ndarray]:
+        source, rows = task
+        return source.name, source.read(window.window(rows.start, 0, rows.stop - rows.start, window.width))
+
+    return in_order(read, [(source, rows) for source in sources for rows in source.strips], threads, ahead=2)
 
 
 def _recut(strips: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:

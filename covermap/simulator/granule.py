@@ -71,7 +71,7 @@ class Granule:
         path = images / f"R{resolution}m" / f"{self.prefix}_{band}_{resolution}m.jp2"
         corner = Affine(resolution, 0, self.left, 0, -resolution, self.top)
         profile = {"driver": "JP2OpenJPEG", "count": 1, "dtype": numbers.dtype.name, "crs": self.crs}
-        lossless = {"QUALITY": "100", "REVERSIBLE": "YES", "BLOCKXSIZE": 1024, "BLOCKYSIZE": 1024}
+        lossless = {"QUALITY": "100", "REVERSIBLE": "YES", "tiled": True, "blockxsize": 1024, "blockysize": 1024}
         height, width = numbers.shape
         with rasterio.open(path, "w", width=width, height=height, transform=corner, **profile, **lossless) as raster:
             raster.write(numbers, 1)

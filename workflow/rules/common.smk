@@ -270,12 +270,16 @@ def blocks_met(aoi, item):
     return [block for block in blocks_of(aoi) if outline.intersects(block_outline(aoi, block))]
 
 
-def quality_of(wildcards):
-    """Shifts of the scenes of the job's block, where they are to be undone."""
-    if CFG.section("registration", wildcards.aoi).mode != "correct":
-        return []
-    files = [scenes_of_block(f"sentinel{number}", f"s{number}")(wildcards) for number in "12"]
-    return [f"results/quality/{wildcards.aoi}/{Path(file).stem}.json" for file in sum(files, [])]
+def shifts_of(*folders):
+    """Shifts of the scenes of the job's block, by the folders of their files, where they are to be undone."""
+
+    def find(wildcards):
+        if CFG.section("registration", wildcards.aoi).mode != "correct":
+            return []
+        files = [scenes_of_block(f"sentinel{folder[-1]}", folder)(wildcards) for folder in folders]
+        return [f"results/quality/{wildcards.aoi}/{Path(file).stem}.json" for file in sum(files, [])]
+
+    return find
 
 
 def processed(wildcards):

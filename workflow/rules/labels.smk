@@ -36,7 +36,7 @@ rule mask_shoreline:
     input:
         labels="results/labels/{aoi}/{block}.tif",
         s2=scenes_of_block("sentinel2", "s2"),
-        quality=quality_of,
+        quality=shifts_of("s2"),
     output:
         masked="results/shorelines/{aoi}/{block}.tif",
         lowest="results/shorelines/{aoi}/{block}.ndwi.tif",

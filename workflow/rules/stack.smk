@@ -3,7 +3,7 @@ rule stack_block:
         s1=scenes_of_block("sentinel1", "s1"),
         s2=scenes_of_block("sentinel2", "s2"),
         dem=dem_of_layers,
-        quality=quality_of,
+        quality=shifts_of("s1", "s2"),
     output:
         stack="results/stacks/{aoi}/{block}.zarr.zip",
     log:
