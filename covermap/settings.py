@@ -397,8 +397,12 @@ class Tiles(Section):
     validation: float = Field(0.15, gt=0, lt=0.5, description="share of the cells")
     test: float = Field(0.15, gt=0, lt=0.5, description="share of the cells")
     min_labelled: float = Field(0.5, ge=0, le=1, description="tiles with a smaller share of labelled pixels are left")
-    max_cloud: float = Field(
-        15, ge=0, le=100, description="tiles of which a greater share of Sentinel-2 was never clear are left [%]"
+    max_cloud: float | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="tiles of which a greater share of what Sentinel-2 saw was never clear are left; none: 15, but no "
+        "limit beside radar, which sees through clouds [%]",
     )
 
     @model_validator(mode="after")

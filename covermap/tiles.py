@@ -31,6 +31,7 @@ from covermap.stack import ROWS, read_stack
 log = logging.getLogger(__name__)
 
 BUFFER, TRAIN, VALIDATION, TEST = range(4)
+MAX_CLOUD = 15  # per cent of a tile, where nothing else is set
 SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 
 # Steps of Roberts' R2 sequence (the plane's golden ratio): its points are spread more evenly than random ones.
@@ -147,8 +148,8 @@ def index_tiles(
 ) -> None:
     """Table of all tiles of a model: aoi, block, row, column, split, place and class counts, as GeoParquet.
 
-    Tiles of which more than ``tiles.max_cloud`` of what Sentinel-2 saw, over pixels and steps, was never clear are left
-    out and counted in the log. What no scene reached is no cloud.
+    Tiles of which more than ``tiles.max_cloud`` (none: 15 %) of what Sentinel-2 saw, over pixels and steps, was never
+    clear are left out and counted in the log. What no scene reached is no cloud.
 
     Parameters
     ----------
@@ -157,7 +158,7 @@ def index_tiles(
     blocks : name of the area, name and grid of each block, in the order of ``labels``.
     tiles, seed : of the split.
     classes : number of classes.
-    stacks : stacks of the blocks, in their order; none for a model without Sentinel-2, which clouds do not matter to.
+    stacks : stacks of the blocks, in their order; none for a model that clouds do not matter to.
 
     Raises
     ------
@@ -183,8 +184,9 @@ def index_tiles(
             "the area and that labels.legend has a class for the codes of the file"
         )
     frame = pd.concat(tables, ignore_index=True)
-    cloudy = frame.cloudy > tiles.max_cloud / 100
-    log.info("%d of %d tiles left out: more than %g %% never clear", cloudy.sum(), len(frame), tiles.max_cloud)
+    limit = MAX_CLOUD if tiles.max_cloud is None else tiles.max_cloud
+    cloudy = frame.cloudy > limit / 100
+    log.info("%d of %d tiles left out: more than %g %% never clear", cloudy.sum(), len(frame), limit)
     frame = frame[~cloudy].reset_index(drop=True)
     for split in SPLITS:
         chosen = frame[frame.split == split]
@@ -192,7 +194,7 @@ def index_tiles(
         if chosen.empty:
             raise CoverageError(
                 f"no {split} tile of {tiles.pixels} px: {len(frame)} tiles in all on cells of {tiles.cell_pixels} px, "
-                f"besides {cloudy.sum()} of which more than {tiles.max_cloud:g} % was never clear; lessen "
+                f"besides {cloudy.sum()} of which more than {limit:g} % was never clear; lessen "
                 "tiles.cell_pixels, buffer_pixels or min_labelled, raise tiles.max_cloud, or enlarge the area"
             )
     with whole(index) as part:

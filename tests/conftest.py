@@ -70,7 +70,7 @@ def small_settings(folder: Path) -> Settings:
     demo["labels"]["legend"] = demo["reference"]["legend"] = legend
     settings["models"]["unet_demo"] |= {
         "options": {"width": 8, "depth": 2},
-        "tiles": {"pixels": 32, "stride_pixels": 32, "cell_pixels": 64, "buffer_pixels": 8, "max_cloud": 100},
+        "tiles": {"pixels": 32, "stride_pixels": 32, "cell_pixels": 64, "buffer_pixels": 8},
         "training": {"epochs": 8, "batch": 8, "learning_rate": 5e-3, "threads": 1},
         "prediction": {"window_pixels": 64, "batch": 8},
     }

@@ -110,9 +110,9 @@ AFTER_TRAINING = {"train", "predict_block", "mosaic_default", "evaluate", "repor
         (
             "masks/dilate_m",
             100,
-            AFTER_TRAINING
-            | {"stack_block", "index_tiles", "pack_tiles", "map_baseline", "reference_block", "check_scene"},
+            AFTER_TRAINING | {"stack_block", "pack_tiles", "map_baseline", "reference_block", "check_scene"},
         ),
+        ("models/unet_demo/tiles/max_cloud", 50, AFTER_TRAINING | {"index_tiles", "pack_tiles", "map_baseline"}),
         (
             "aois/demo/labels/shoreline",
             {"water": ["water"]},

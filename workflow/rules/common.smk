@@ -154,6 +154,11 @@ def compared_legend(wildcards):
     return legend_of(wildcards.model)
 
 
+def clouds_matter(model):
+    """Whether tiles under clouds are left out: beside radar only where a limit is set."""
+    return "sentinel2" in model.sensors and ("sentinel1" not in model.sensors or model.tiles.max_cloud is not None)
+
+
 def model_blocks(wildcards):
     """Area and block of every block that a model learns from."""
     return [(aoi, block) for aoi in CFG.models[wildcards.model].train_on for block in blocks_of(aoi)]

@@ -3,7 +3,7 @@ rule index_tiles:
         labels=lambda wildcards: [labels_of(aoi, block) for aoi, block in model_blocks(wildcards)],
         stacks=lambda wildcards: (
             model_files("results/stacks/{aoi}/{block}.zarr.zip")(wildcards)
-            if "sentinel2" in CFG.models[wildcards.model].sensors
+            if clouds_matter(CFG.models[wildcards.model])
             else []
         ),
     output:
