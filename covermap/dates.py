@@ -60,6 +60,13 @@ def step_of(day: date, steps: Sequence[Step], season: Season | None) -> int | No
     return next((number for number, (first, last) in enumerate(steps) if first <= day <= last), None)
 
 
+def middle_day(step: Step, season: Season | None) -> float:
+    """Middle of the days of a step that are in season, as an ordinal of the calendar."""
+    days = range(step[0].toordinal(), step[1].toordinal() + 1)
+    inside = [day for day in days if in_season(date.fromordinal(day), season)]
+    return (inside[0] + inside[-1]) / 2
+
+
 def step_names(every: str, firsts: Iterable[date]) -> list[str]:
     """What steps mean in any year, by their first days: months 01 to 12, quarters Q1 to Q4, others by number from 1."""
     if every == "month":

@@ -39,6 +39,7 @@ from covermap.scenes import (
     sensor_of,
     tile_of,
 )
+from covermap.sentinel2.offsets import BY_HAND, baseline_of
 from covermap.settings import Period, Provider, Sensor
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,8 @@ def search_scenes(
     level
         L2A or L1C: Sentinel-2 scenes of another level are left out.
     max_cloud
-        Sentinel-2 scenes with a greater ``eo:cloud_cover`` are left out [%].
+        Sentinel-2 scenes with a greater ``eo:cloud_cover`` are left out [%]; of an acquisition the latest baseline's
+        counts.
     catalog
         The file that the provider reads, where it reads one.
     pinned
@@ -91,14 +93,14 @@ def search_scenes(
         check_overlap(labels, polygon)
     search = partial(import_module(PROVIDERS[provider.name]).search, catalog=catalog)
     found = read_pinned(pinned, polygon, period, sensors) if pinned else search(polygon, period, sensors)
-    of_this_level = of_level(found, level)
-    items = newest_baseline(of_this_level if pinned else clear_enough(of_this_level, max_cloud))
+    newest = newest_baseline(of_level(found, level))
+    items = newest if pinned else clear_enough(newest, max_cloud)
     for sensor in sensors:
         scenes = [item for item in items if sensor_of(item) == sensor]
         if not scenes:
             reason = _of_other_level(found, sensor, level)
             if not reason:
-                reason = PIN_OTHERS if pinned else _why_none(search, polygon, period, sensor, found, max_cloud)
+                reason = PIN_OTHERS if pinned else _why_none(search, polygon, period, sensor, newest, max_cloud)
             raise CoverageError(
                 f"{pinned or f'provider {provider.name}'} has no {sensor} scene of the area {in_degrees(polygon)} "
                 f"from {period.start} to {period.end}: {reason}"
@@ -295,11 +297,9 @@ def _acquisition(item: Item) -> tuple[str, ...]:
 
 
 def _baseline(item: Item) -> str:
-    """Processing baseline as four digits; one that a person's own processor left (99.99) comes before all."""
-    name = product_name(item)
-    told = item["properties"].get("s2:processing_baseline") or item["properties"].get("processing:version")
-    digits = str(told).replace(".", "").zfill(4) if told else (name and name["baseline"]) or "0000"
-    return "0000" if digits == "9999" else digits
+    """Processing baseline; one that is untold or that a person's own processor left (99.99) comes before all."""
+    baseline = baseline_of(item)
+    return "00.00" if baseline in ("", BY_HAND) else baseline
 
 
 def _made(item: Item) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import numpy as np
 from covermap.dates import step_names
 from covermap.errors import ModelError
 from covermap.models import INDICES
-from covermap.stack import open_stack
+from covermap.stack import LAYERS, open_stack
 
 KEYS = {"sentinel1": "s1", "sentinel2": "s2", "terrain": "terrain"}  # name of each input's array in stacks and tiles
 DTYPE = {"s1": np.int16, "s2": np.uint16, "terrain": np.int16}
@@ -90,8 +90,8 @@ def meaning_of(stack: Path) -> Meaning:
                 firsts = [date.fromisoformat(str(day)[:10]) for day in opened.date.values]
                 meaning["s2"]["step"] = step_names(opened.s2.attrs["every"], firsts)
             meaning["s2"] |= {name: [opened.s2.attrs[name]] for name in ("level", "fill") if name in opened.s2.attrs}
-        if "terrain" in opened:
-            meaning["terrain"] = {"layer": list(map(str, opened.layer.values))}
+        if layers := opened.attrs.get(LAYERS):
+            meaning["terrain"] = {"layer": layers.split(",")}
     return meaning
 
 

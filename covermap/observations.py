@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, date, datetime, timedelta
@@ -85,16 +86,27 @@ class Scene:
         """How far from its place a pixel is looked for."""
         return 0 if self.move is None else math.ceil(max(map(abs, self.move))) + REACH_PIXELS
 
-    def masked_share(self, classes: Collection[int]) -> float:
-        """Share of masked pixels among those that the scene observes in the area, by its tag ``scl_counts``."""
-        try:
-            counts = [int(count) for count in self.tags["scl_counts"].split(",")]
-            masked = sum(counts[number] for number in classes if number != NO_DATA)
-        except (KeyError, ValueError, IndexError) as error:
+    @property
+    def class_counts(self) -> list[int]:
+        """Pixels of each SCL class, 0 to 11, that the scene has in the area, by its tag ``scl_counts``."""
+        told = self.tags.get("scl_counts", "")
+        if not re.fullmatch(r"\d+(,\d+){11}", told, re.ASCII):
             raise ProductError(
-                f"scene {self.path} has no usable tag 'scl_counts' ({error}): remove it and run again"
-            ) from error
-        return masked / max(sum(counts[1:]), 1)
+                f"scene {self.path} has no usable tag 'scl_counts' ({told!r}, expected 12 numbers joined by commas): "
+                "remove it and run again"
+            )
+        return [int(count) for count in told.split(",")]
+
+    def masked_share(self, classes: Collection[int]) -> float:
+        """Share of masked pixels among those that the scene observes in the area, before masks grow."""
+        counts = self.class_counts
+        return sum(counts[number] for number in classes if number != NO_DATA) / max(sum(counts[1:]), 1)
+
+    def distorted(self, grid: Grid) -> np.ndarray:
+        """Layover or shadow, bool (y, x) on ``grid``; none where the scene has no such layer."""
+        if LAYOVER_SHADOW not in self.raster.descriptions:
+            return np.zeros(grid.shape, bool)
+        return self.read(grid, [LAYOVER_SHADOW], 0, nearest=True)[0] > 0
 
 
 def open_scenes(paths: Sequence[Path], period: Period, opened: ExitStack, moves: Moves | None = None) -> list[Scene]:
@@ -120,13 +132,19 @@ def moves_of(quality: Sequence[Path]) -> Moves:
 
 def clear_enough(scenes: Sequence[Scene], masks: Masks) -> list[Scene]:
     """Sentinel-2 scenes without those that are masked in a greater share of the area than ``masks.max_scene``."""
+    reasons = {scene: why_left_out(scene, masks) for scene in scenes}
+    for scene, reason in reasons.items():
+        if reason:
+            log.warning("%s: left out, %s", scene.path, reason)
+    return [scene for scene, reason in reasons.items() if reason is None]
+
+
+def why_left_out(scene: Scene, masks: Masks) -> str | None:
+    """Why stacks do without a Sentinel-2 scene, such as '91.0 % masked, limit 60 %'; None: they do not."""
     if masks.max_scene >= 100:
-        return list(scenes)
-    shares = {scene: 100 * scene.masked_share(masks.classes) for scene in scenes}
-    for scene, share in shares.items():
-        if share > masks.max_scene:
-            log.warning("%s: %.1f %% of it is masked, more than %g %%, left out", scene.path, share, masks.max_scene)
-    return [scene for scene, share in shares.items() if share <= masks.max_scene]
+        return None
+    share = 100 * scene.masked_share(masks.classes)
+    return f"{share:.1f} % masked, limit {masks.max_scene:g} %" if share > masks.max_scene else None
 
 
 class Pass(NamedTuple):
@@ -200,6 +218,6 @@ def seen_by(scene: Scene, masks: Masks, rows: Grid) -> tuple[np.ndarray, np.ndar
     inner = np.s_[rim : rim + rows.height, rim : rim + rows.width]
     scl = scene.read(rows.padded(rim), ["SCL"], NO_DATA, nearest=True)[0].astype(np.uint8)
     if scene.move is not None:
-        scl[dilate(scl == NO_DATA, REACH_PIXELS)] = NO_DATA  # interpolated bands have none so near to where they end
+        scl[dilate(scl <= DEFECTIVE, REACH_PIXELS)] = NO_DATA  # bands are interpolated, and end near such
     observed = scl[inner] > DEFECTIVE
     return observed, clear_mask(scl, masks.classes, reach, erode)[inner] & observed

@@ -23,22 +23,31 @@ from covermap.composite import NO_BACKSCATTER, STEP_DB, sorting_network, to_db_s
 from covermap.errors import ProductError
 from covermap.files import whole
 from covermap.grid import Grid
-from covermap.masks import clear_mask
-from covermap.observations import LAYOVER_SHADOW, STEP_REFLECTANCE, Scene, open_scenes, passes_of
-from covermap.quicklook import Note, captioned, draw_backscatter, draw_reflectance, tint
+from covermap.masks import DEFECTIVE, NO_DATA
+from covermap.observations import STEP_REFLECTANCE, Scene, open_scenes, passes_of, seen_by, why_left_out
+from covermap.quicklook import (
+    TRUE_COLOUR,
+    Note,
+    captioned,
+    colour_key,
+    draw_backscatter,
+    draw_reflectance,
+    tint,
+)
 from covermap.raster import grid_of, new_raster, read_window
 from covermap.registration import Shift, combined, patch_places, patch_shift
 from covermap.scenes import Item, platform_of, sensor_of, tile_of
 from covermap.settings import Composite, Masks, Period, Registration
 
 WINDOW_ROWS, WINDOW_COLUMNS = 512, 2048  # of a reference in work at once: whole tiles of its file
+BLENDED_PIXELS = 1.5  # images that are further apart do not blend in a median
 MASKED = np.iinfo(np.uint16).max  # sorts behind every observation
 PARTS = ("below", "middle", "above", "count")  # of a reference
 FLOOR_DB, ZERO_STEPS = -40.0, 10_000  # backscatter is kept in 0.01 dB above -100 dB, since 0 is no data
 BAND = "B08"  # of Sentinel-2, where there is one: fields, water and towns differ most in it
-SCL, SCL_CLASSES = "SCL", 12
-TRUE_COLOUR = ("B04", "B03", "B02")
-KINDS = {"cloud": (8, 9, 10), "shadow": (3,), "snow": (11,), "defective": (1,)}  # classes of SCL
+SCL = "SCL"
+SHARES = ("no_data", "clear", "rim", "cloud", "shadow", "snow", "defective", "other")  # what a pixel is: one of these
+SHARE_OF_CLASS = {1: "defective", 3: "shadow", 8: "cloud", 9: "cloud", 10: "cloud", 11: "snow"}  # others: other
 SIDE_PIXELS = 960  # of a picture's longer side
 STRIP_ROWS = 256
 LEAST_SIDE = 64  # of a compared patch
@@ -151,7 +160,7 @@ def _of_pass(scenes: Sequence[Scene], grid: Grid, band: str, masks: Masks) -> np
 def _compared(scene: Scene, grid: Grid, band: str, masks: Masks) -> np.ndarray:
     """What is compared of a scene: uint16 (y, x), 0 where it is masked or has no data."""
     if SCL in scene.raster.descriptions:
-        return np.where(_clear(scene, grid, masks), scene.read(grid, [band], 0)[0], 0).astype(np.uint16)
+        return np.where(seen_by(scene, masks, grid)[1], scene.read(grid, [band], 0)[0], 0).astype(np.uint16)
     return _db_steps(scene.power(grid, [band])[0])
 
 
@@ -159,14 +168,6 @@ def _db_steps(power: np.ndarray) -> np.ndarray:
     """Backscatter uint16 in 0.01 dB above -100 dB from linear power; 0 where there is none."""
     steps = to_db_steps(power, FLOOR_DB)
     return np.where(steps == NO_BACKSCATTER, 0, steps.astype(np.int32) + ZERO_STEPS).astype(np.uint16)
-
-
-def _clear(scene: Scene, grid: Grid, masks: Masks) -> np.ndarray:
-    """Clear pixels bool (y, x), as a stack would mask them."""
-    grow, shrink = masks.dilate_m / grid.pixel_m, masks.erode_m / grid.pixel_m
-    rim = math.ceil(grow + 2 * shrink)
-    scl = scene.read(grid.padded(rim), [SCL], 0)[0].astype(np.uint8)
-    return clear_mask(scl, masks.classes, grow, shrink)[rim : rim + grid.height, rim : rim + grid.width]
 
 
 def middle_values(observations: np.ndarray) -> np.ndarray:
@@ -235,8 +236,10 @@ def check_scene(
 ) -> None:
     """Step: figures of a scene as JSON, and a picture of it with these figures.
 
-    Shares are of the pixels of the area's window, before masks grow; ``shift`` is where the scene lies against the
-    median of the others, of its sensor and, for Sentinel-1, of its orbit direction (see `covermap.registration`).
+    Shares are of the pixels of the area's window, and sum up to 1 for Sentinel-2: ``clear`` as composites use it, after
+    masks are eroded and have grown; ``rim`` what they grow by; ``cloud``, ``shadow``, ``snow``, ``defective`` and
+    ``other`` masked by their class; ``no_data``. ``shift`` is where the scene lies against the median of the others, of
+    its sensor and, for Sentinel-1, of its orbit direction (see `covermap.registration`).
 
     Parameters
     ----------
@@ -249,35 +252,32 @@ def check_scene(
     Raises
     ------
     ProductError
-        A raster is broken.
+        A raster is broken, or lacks a band or a tag.
     """
+    optical, pixels = sensor_of(item) == "sentinel2", grid.width * grid.height
     with ExitStack() as opened:
         raster = Scene(scene, opened)
-        window = grid_of(raster.raster)
-        if sensor_of(item) == "sentinel2":
+        window = grid.cropped(grid_of(raster.raster).bounds) or grid  # scenes reach beyond the area
+        if optical:
             survey = _survey_optical(raster, window, bands, masks)
         else:
             survey = _survey_radar(raster, window, polarisations)
         name = _reference_name(raster, bands, polarisations)
         shift = _scene_shift(raster, window, name, _reference_blocks(reference, name), masks, settings)
-        about = _told(item, raster.tags)
-    pixels = grid.width * grid.height
-    left_out = _left_out(survey.counts, masks) if "clear" in survey.counts else None
-    counts = {"no_data": pixels - survey.counts.pop("observed"), **survey.counts}
-    about |= {
-        "shares": {name: round(count / pixels, 6) for name, count in counts.items()},
-        "shift": shift and shift._asdict(),
-        "pixel_m": grid.pixel_m,
-        "left_out": left_out,
-        **survey.further,
-    }
-    drawn, about["picture_pixels"] = captioned(survey.picture, _notes(about, survey.tones))
+        about = _identified(item, raster.tags) | {
+            "shares": {name: round(count / pixels, 6) for name, count in survey.counts(pixels).items()},
+            "shift": shift and shift._asdict(),
+            "pixel_m": grid.pixel_m,
+            "left_out": why_left_out(raster, masks) if optical else None,
+            **survey.further,
+        }
+    drawn, about["picture_box"] = captioned(survey.picture, _notes(about, survey.tones), window.pixel_m * _step(window))
     with whole(quality) as part, whole(quicklook) as image:
         part.write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
         drawn.save(image, compress_level=9)
 
 
-def _told(item: Item, tags: Mapping[str, str]) -> dict[str, Any]:
+def _identified(item: Item, tags: Mapping[str, str]) -> dict[str, Any]:
     """What a scene is, from its tags, or from its item where they do not say."""
     properties, sensor = item["properties"], sensor_of(item)
     about = {
@@ -307,82 +307,63 @@ class Survey(NamedTuple):
 
     picture: np.ndarray
     tones: list[str]
-    counts: dict[str, int]
+    observed: int
+    shown: dict[str, int]
     further: dict[str, Any]
+
+    def counts(self, pixels: int) -> dict[str, int]:
+        """Pixels of an area by what they show, those that the scene does not reach among them."""
+        return {"no_data": pixels - self.observed, **self.shown}
 
 
 def _survey_optical(scene: Scene, window: Grid, bands: Sequence[str], masks: Masks) -> Survey:
     step = _step(window)
-    shown = TRUE_COLOUR if set(TRUE_COLOUR) <= set(bands) else bands[:1]
-    colours, classes, counts = [], [], np.zeros(SCL_CLASSES, np.int64)
+    colours = TRUE_COLOUR if set(TRUE_COLOUR) <= set(bands) else bands[:1]
+    means, samples, counts = [], [], np.zeros(len(SHARES), np.int64)
     for strip in _strips(window, step):
-        steps, scl = scene.read(strip, shown, 0), scene.read(strip, [SCL], 0)[0]
-        seen = np.all(steps > 0, axis=0)
-        colours.append(binned_mean(steps * np.float32(STEP_REFLECTANCE), seen, step))
-        classes.append(scl[step // 2 :: step, step // 2 :: step].astype(np.uint8))
-        counts += np.bincount(scl.ravel(), minlength=SCL_CLASSES)
-    if "scl_counts" in scene.tags:
-        counts = np.array([int(number) for number in scene.tags["scl_counts"].split(",")])
-    picture = draw_reflectance(np.concatenate(colours, axis=1))
-    tones = _tint_masked(picture, np.concatenate(classes), masks, window.pixel_m * step)
-    return Survey(picture, tones, _counts(counts, masks), {})
+        steps = scene.read(strip, colours, 0)
+        means.append(binned_mean(steps * np.float32(STEP_REFLECTANCE), np.all(steps > 0, axis=0), step))
+        shown = _shown(scene, strip, masks)
+        samples.append(shown[step // 2 :: step, step // 2 :: step])
+        counts += np.bincount(shown.ravel(), minlength=len(SHARES))
+    picture, sampled = draw_reflectance(np.concatenate(means, axis=1)), np.concatenate(samples)
+    for number, name in enumerate(SHARES[2:], 2):
+        tint(picture, sampled == number, name)
+    tones = [name for number, name in enumerate(SHARES[2:], 2) if (sampled == number).any()]
+    by_name = dict(zip(SHARES, counts.tolist(), strict=True))
+    return Survey(picture, tones, sum(by_name.values()) - by_name.pop("no_data"), by_name, {})
 
 
-def _counts(scl: np.ndarray, masks: Masks) -> dict[str, int]:
-    """Observed and clear pixels, and those of each kind, from the pixels of each class of SCL."""
-    observed = int(scl[1:].sum())
-    masked = int(scl[[number for number in masks.classes if number]].sum())
-    kinds = {kind: int(scl[list(numbers)].sum()) for kind, numbers in KINDS.items()}
-    return {"observed": observed, "clear": observed - masked, **kinds}
-
-
-def _left_out(counts: Mapping[str, int], masks: Masks) -> str | None:
-    """Why stacks do without a scene, if they do."""
-    share = 100 * (counts["observed"] - counts["clear"]) / max(counts["observed"], 1)
-    if share <= masks.max_scene:
-        return None
-    return f"{share:.1f} % of it is masked, more than {masks.max_scene:g} %"
-
-
-def _tint_masked(picture: np.ndarray, scl: np.ndarray, masks: Masks, pixel_m: float) -> list[str]:
-    """Lay tones over what is masked; the tones that the picture has."""
-    masked = ~clear_mask(scl, masks.classes, masks.dilate_m / pixel_m, masks.erode_m / pixel_m) & (scl > 0)
-    kinds = {number: kind for kind, numbers in KINDS.items() for number in numbers if number in masks.classes}
-    named = {number: kinds.get(number, "other classes") for number in masks.classes if number}
-    areas: dict[str, np.ndarray] = {}
-    for number, kind in named.items():
-        areas[kind] = areas.get(kind, False) | (masked & (scl == number))
-    areas["rim"] = masked & ~np.isin(scl, list(named))
-    for kind, area in areas.items():
-        tint(picture, area, kind)
-    return [kind for kind, area in areas.items() if area.any()]
+def _shown(scene: Scene, grid: Grid, masks: Masks) -> np.ndarray:
+    """What the pixels of a Sentinel-2 scene show: numbers of SHARES, uint8 (y, x)."""
+    names = np.full(256, SHARES.index("rim"), np.uint8)
+    for number in (*masks.classes, DEFECTIVE):
+        names[number] = SHARES.index(SHARE_OF_CLASS.get(number, "other"))
+    names[NO_DATA] = SHARES.index("no_data")
+    shown = names[scene.read(grid, [SCL], NO_DATA)[0].astype(np.uint8)]
+    shown[seen_by(scene, masks, grid)[1]] = SHARES.index("clear")
+    return shown
 
 
 def _survey_radar(scene: Scene, window: Grid, polarisations: Sequence[str]) -> Survey:
     step = _step(window)
     levels = [np.zeros(0, np.int64)] * len(polarisations)
-    powers, layers, counts = [], [], {"observed": 0, "distorted": 0}
+    powers, layers, seen, hidden = [], [], 0, 0
     for strip in _strips(window, step):
         power = scene.power(strip, polarisations)
         observed: np.ndarray = np.isfinite(power).all(axis=0)
-        distorted: np.ndarray = observed & _distorted(scene, strip)
+        distorted: np.ndarray = observed & scene.distorted(strip)
         powers.append(binned_mean(power, observed, step))
         layers.append(binned_mean(distorted[None], observed, step)[0] > 0.5)
-        counts["observed"] += int(observed.sum())
-        counts["distorted"] += int(distorted.sum())
+        seen, hidden = seen + int(observed.sum()), hidden + int(distorted.sum())
         steps = _db_steps(power)[:, observed]
         levels = [_added(known, np.bincount(new)) for known, new in zip(levels, steps, strict=True)]
     mean = np.concatenate(powers, axis=1)
     picture = draw_backscatter(10 * np.log10(np.maximum(mean, 1e-10)))
     tint(picture, np.concatenate(layers), "layover, shadow")
     medians = {name: _median_db(level) for name, level in zip(polarisations, levels, strict=True)}
-    return Survey(picture, [], counts, {"polarisations": list(polarisations), "median_db": medians})
-
-
-def _distorted(scene: Scene, grid: Grid) -> np.ndarray:
-    if LAYOVER_SHADOW not in scene.raster.descriptions:
-        return np.zeros(grid.shape, bool)
-    return scene.read(grid, [LAYOVER_SHADOW], 0)[0] > 0
+    further = {"polarisations": list(polarisations), "median_db": medians}
+    return Survey(picture, [], seen, {"distorted": hidden}, further)
 
 
 def _added(known: np.ndarray, new: np.ndarray) -> np.ndarray:
@@ -454,10 +435,11 @@ def _scene_shift(
     masks: Masks,
     settings: Registration,
 ) -> Shift | None:
-    """Where a scene lies against the middle of all scenes.
+    """Where a scene lies against the others.
 
-    Against that of the n - 1 others it lies n / (n - 1) times as far as against that of all, itself included: the shift
-    is told of the latter, so that scenes which are moved back by theirs meet in the middle, be they two or many.
+    Small shifts blend in a median as in a mean: against that of the n - 1 others a scene lies n / (n - 1) times as far
+    as against that of all, which is what is told, so that scenes which are moved back meet in the middle. A scene that
+    is further off does not blend: of three and more the median is where the others lie, and it is to come all the way.
     """
     side = min(settings.patch_pixels, *window.shape) // 2 * 2
     if side < LEAST_SIDE:
@@ -470,7 +452,9 @@ def _scene_shift(
         others = median_without(middle, own)
         shift = patch_shift(np.where(own > 0, own, np.float32(np.nan)), others, settings.max_shift_pixels)
         if shift is not None:
-            share = 1 - float((1 / middle[3][np.isfinite(others)]).mean())
+            counts = middle[3][np.isfinite(others)]
+            alone = math.hypot(*shift) > BLENDED_PIXELS and np.median(counts) > 2
+            share = 1.0 if alone else 1 - float((1 / counts).mean())
             shifts.append((share * shift[0], share * shift[1]))
     return combined(shifts)
 
@@ -487,49 +471,52 @@ def _read_reference(blocks: Sequence[ReferenceBlock], patch: Grid) -> np.ndarray
 # --- what is said under the picture
 
 
-def _notes(about: dict[str, Any], masked: Sequence[str]) -> list[list[Note]]:
-    """Three lines: which scene, what it shows, where it lies."""
-    optical = about["sensor"] == "sentinel2"
-    shown = _notes_of_optics(about, masked) if optical else _notes_of_radar(about)
-    return [[(None, text) for text in _identity(about)], shown, [(None, shift_in_words(about))]]
+def _notes(about: dict[str, Any], tones: Sequence[str]) -> list[list[Note]]:
+    """Paragraphs: which scene, what it shows, where it lies, its id."""
+    shown = _notes_of_optics(about, tones) if about["sensor"] == "sentinel2" else _notes_of_radar(about)
+    return [
+        [(None, words) for words in _identity(about)],
+        *shown,
+        [(None, shift_in_words(about))],
+        [(None, about["scene"])],
+    ]
 
 
 def satellite_name(platform: str | None) -> str:
     """Such as Sentinel-2A for sentinel-2a."""
     found = re.fullmatch(r"sentinel-?([12])([a-d]?)", (platform or "").lower())
-    return f"Sentinel-{found[1]}{found[2].upper()}" if found else platform or "satellite untold"
+    return f"Sentinel-{found[1]}{found[2].upper()}" if found else platform or "unknown satellite"
 
 
 def _identity(about: dict[str, Any]) -> list[str]:
     named = [f"{about['datetime'][:16].replace('T', ' ')} UTC", satellite_name(about["platform"])]
     if about["sensor"] == "sentinel2":
-        return [*named, f"tile {about['tile'] or 'untold'}", f"baseline {about['baseline'] or 'untold'}"]
-    return [*named, f"track {about['track'] or 'untold'}", about["orbit_state"] or "direction untold"]
+        return [*named, f"tile {about['tile'] or 'unknown'}", f"baseline {about['baseline'] or 'unknown'}"]
+    return [*named, f"track {about['track'] or 'unknown'}", about["orbit_state"] or "unknown direction"]
 
 
-def _notes_of_optics(about: dict[str, Any], masked: Sequence[str]) -> list[Note]:
+def _notes_of_optics(about: dict[str, Any], tones: Sequence[str]) -> list[list[Note]]:
     shares = about["shares"]
     notes: list[Note] = [(None, f"of the area: clear {_percent(shares['clear'])}")]
-    for kind in KINDS:
-        if shares[kind] > 0:
-            notes.append((kind if kind in masked else None, f"{kind} {_percent(shares[kind])}"))
-    notes += [(kind, kind) for kind in masked if kind not in KINDS]
+    for name in SHARES[2:]:
+        if shares[name] > 0:
+            notes.append((name if name in tones else None, f"{name} {_percent(shares[name])}"))
     if shares["no_data"] > 0:
         notes.append((None, f"no data {_percent(shares['no_data'])}"))
     if about["below_zero"] is not None:
         notes.append((None, f"below zero {_percent(about['below_zero'])}"))
-    return notes
+    return [notes]
 
 
-def _notes_of_radar(about: dict[str, Any]) -> list[Note]:
+def _notes_of_radar(about: dict[str, Any]) -> list[list[Note]]:
     shares = about["shares"]
     medians = [f"{name} {value:.1f} dB" for name, value in about["median_db"].items() if value is not None]
-    notes: list[Note] = [(None, "median " + ", ".join(medians))] if medians else []
+    notes: list[Note] = [(None, "median " + ", ".join(medians).replace("-", "−"))] if medians else []
     if shares["distorted"] > 0:
         notes.append(("layover, shadow", f"layover, shadow {_percent(shares['distorted'])} of the area"))
     if shares["no_data"] > 0:
         notes.append((None, f"no data {_percent(shares['no_data'])}"))
-    return notes
+    return [colour_key(about["polarisations"]), notes]
 
 
 def _percent(share: float) -> str:
@@ -540,7 +527,7 @@ def shift_in_words(about: Mapping[str, Any]) -> str:
     """Such as 'shift 0.12 px right, 0.05 px up (1 m, 1 m) by 43 patches', from the figures of a scene."""
     shift = about["shift"]
     if shift is None:
-        return "shift not found: too few scenes, clear pixels or contrasts"
+        return "shift not found: too few scenes, clear pixels or contrasts, or further off than max_shift_pixels"
     right, down = shift["right_pixels"], shift["down_pixels"]
     sides = f"{abs(right):.2f} px {'left' if right < 0 else 'right'}, {abs(down):.2f} px {'up' if down < 0 else 'down'}"
     metres = f"{math.hypot(right, down) * about['pixel_m']:.1f} m"

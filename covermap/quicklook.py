@@ -1,40 +1,50 @@
-"""Pictures of single scenes: what was seen, what is masked and why, and a line of figures under it.
+"""Pictures of what was seen: with fixed stretches, tones over what is masked, a scale bar and lines of figures.
 
 Stretches are fixed, so that two dates can be compared by eye.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+TRUE_COLOUR = ("B04", "B03", "B02")
 LEAST_PIXELS = 480  # of a picture's longer side: smaller ones are enlarged
-WHITE_REFLECTANCE, GAMMA = 0.3, 0.7
-WHITE_OF_ONE_BAND = 0.5  # it may be an infrared one
+WHITE_REFLECTANCE, KNEE_REFLECTANCE = 1.2, 0.15
 DB_RANGES = ((-20.0, 0.0), (-27.0, -7.0), (2.0, 14.0))  # co- and cross-polarised backscatter, and their difference
+CHANNELS = {"red": (204, 0, 0), "green": (0, 150, 0), "blue": (0, 0, 204), "grey": (128, 128, 128)}
 TONES = {
     "cloud": (232, 62, 140),
     "shadow": (84, 72, 214),
     "snow": (0, 178, 214),
     "defective": (214, 40, 40),
-    "other classes": (120, 120, 120),
-    "rim": (250, 176, 208),
+    "other": (120, 120, 120),
+    "rim": (255, 216, 0),
     "layover, shadow": (214, 40, 40),
 }
 TONE_SHARE = 0.4
 HATCH_PIXELS, HATCH = 8, (222, 205)
 PAPER, INK = (252, 251, 248), (29, 31, 30)
+OVER_DARK, OVER_BRIGHT = 45, 235  # greys of forest and of clouds, over which a swatch shows its tone
 TEXT_PIXELS, LINE_PIXELS, GAP_PIXELS, MARGIN_PIXELS = 15, 23, 20, 12
-Note = tuple[str | None, str]  # a tone of the picture, and what is said
+SPACE_PIXELS, MINUS_PIXELS = 5, 9  # before the words behind a mark; a minus with the space around it
+BAR_SHARE = 0.2  # of the picture's width, at most
+Mark = str | float | None  # a tone, a colour channel, or the length of a scale bar [px of the picture]
+Note = tuple[Mark, str]  # what stands before the words, and the words
 
 
 def draw_reflectance(bands: np.ndarray) -> np.ndarray:
-    """Picture uint8 (y, x, 3) of reflectance, float (3, y, x) in red, green, blue or (1, y, x); hatched where NaN."""
-    white = WHITE_REFLECTANCE if len(bands) == 3 else WHITE_OF_ONE_BAND
-    return _drawn(bands / white, GAMMA)
+    """Picture uint8 (y, x, 3) of reflectance, float (3, y, x) in red, green, blue or (1, y, x); hatched where NaN.
+
+    Brightness is that of a hyperbola, steep over dark ground and flat over bright one: forest is no black hole, clouds
+    keep their texture and stay brighter than roofs and sand.
+    """
+    steepness = 1 + KNEE_REFLECTANCE / WHITE_REFLECTANCE
+    return _drawn(steepness * bands / (np.maximum(bands, 0) + KNEE_REFLECTANCE))
 
 
 def draw_backscatter(decibels: np.ndarray) -> np.ndarray:
@@ -46,13 +56,26 @@ def draw_backscatter(decibels: np.ndarray) -> np.ndarray:
         decibels = np.stack([decibels[0], decibels[1], decibels[0] - decibels[1]])
     ranges = np.array(DB_RANGES[: len(decibels)])
     low, high = ranges[:, 0, None, None], ranges[:, 1, None, None]
-    return _drawn((decibels - low) / (high - low), 1)
+    return _drawn((decibels - low) / (high - low))
 
 
-def _drawn(shares: np.ndarray, gamma: float) -> np.ndarray:
+def colour_key(polarisations: Sequence[str]) -> list[Note]:
+    """What the colours of `draw_backscatter` are."""
+    if len(polarisations) > 1:
+        first, second = polarisations[:2]
+        shown = {"red": first, "green": second, "blue": f"{first} − {second}"}
+    else:
+        shown = {"grey": polarisations[0]}
+    return [
+        (channel, f"{name} {low:g} to {high:g} dB".replace("-", "−"))
+        for (channel, name), (low, high) in zip(shown.items(), DB_RANGES, strict=False)
+    ]
+
+
+def _drawn(shares: np.ndarray) -> np.ndarray:
     """Picture of shares of white."""
     empty = ~np.isfinite(shares).all(axis=0)
-    picture = np.rint(np.clip(np.where(empty, 0, shares), 0, 1) ** gamma * 255).astype(np.uint8)
+    picture = np.rint(np.clip(np.where(empty, 0, shares), 0, 1) * 255).astype(np.uint8)
     row, column = np.indices(empty.shape)
     hatch = np.where((row + column) // (HATCH_PIXELS // 2) % 2, *HATCH).astype(np.uint8)
     return np.broadcast_to(np.where(empty, hatch, picture), (3, *empty.shape)).transpose(1, 2, 0).copy()
@@ -64,27 +87,53 @@ def tint(picture: np.ndarray, mask: np.ndarray, tone: str) -> None:
     picture[mask] = np.rint(mixed).astype(np.uint8)
 
 
-def captioned(picture: np.ndarray, notes: Iterable[Sequence[Note]]) -> tuple[Image.Image, tuple[int, int]]:
-    """The picture with lines of notes under it, and the width and height of the picture itself.
+def tone_over(tone: str, grey: int) -> tuple[int, int, int]:
+    """A tone as it looks over a grey of the picture."""
+    red, green, blue = (round((1 - TONE_SHARE) * grey + TONE_SHARE * part) for part in TONES[tone])
+    return red, green, blue
+
+
+def scale_bar(width_m: float, share: float) -> tuple[float, str]:
+    """Length of a scale bar [m], round and at most a share of the width of a picture, and what is written at it."""
+    length_m = round_below(width_m * share)
+    return length_m, f"{length_m / 1000:g} km" if length_m >= 1000 else f"{length_m:g} m"
+
+
+def round_below(value: float) -> float:
+    """Greatest of 1, 2 and 5 times a power of ten that does not exceed ``value``."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return max(digit * power for digit in (1, 2, 5) if digit * power <= value * (1 + 1e-9))
+
+
+def captioned(
+    picture: np.ndarray, notes: Sequence[Sequence[Note]], pixel_m: float
+) -> tuple[Image.Image, tuple[int, int, int, int]]:
+    """The picture with a scale bar and lines of notes under it, and where it lies: left, top, right, bottom [px].
+
+    A narrow picture stands in the middle of a sheet that is as wide as the longest note.
 
     Parameters
     ----------
     picture : uint8 (y, x, 3).
     notes : by paragraph; a long one is broken between two notes.
+    pixel_m : side of a pixel of the picture [m].
     """
     times = max(1, LEAST_PIXELS // max(picture.shape))
     picture = picture.repeat(times, 0).repeat(times, 1)
     height, width = picture.shape[:2]
-    across = max(width, LEAST_PIXELS)
+    length_m, length = scale_bar(width * pixel_m / times, BAR_SHARE)
+    notes = [[(length_m / pixel_m * times, length), *notes[0]], *notes[1:]]
+    across = max(width, max(_length(note) for paragraph in notes for note in paragraph) + 2 * MARGIN_PIXELS)
     lines = [line for paragraph in notes for line in _lines(paragraph, across - 2 * MARGIN_PIXELS)]
     sheet = Image.new("RGB", (across, height + 2 * MARGIN_PIXELS + LINE_PIXELS * len(lines)), PAPER)
-    sheet.paste(Image.fromarray(picture), (0, 0))
+    left = (across - width) // 2
+    sheet.paste(Image.fromarray(picture), (left, 0))
     draw = ImageDraw.Draw(sheet)
     for index, line in enumerate(lines):
         at = MARGIN_PIXELS
-        for tone, text in line:
-            at = _write(draw, at, height + MARGIN_PIXELS + index * LINE_PIXELS, tone, text) + GAP_PIXELS
-    return sheet, (width, height)
+        for note in line:
+            at = _write(draw, at, height + MARGIN_PIXELS + index * LINE_PIXELS, note) + GAP_PIXELS
+    return sheet, (left, 0, left + width, height)
 
 
 @cache
@@ -107,23 +156,49 @@ def _lines(notes: Sequence[Note], width: int) -> list[list[Note]]:
 
 
 def _length(note: Note) -> int:
-    tone, text = note
-    return round(_font().getlength(text)) + (TEXT_PIXELS + 5 if tone else 0)
+    mark, words = note
+    if mark is None:
+        return _words_length(words)
+    return (TEXT_PIXELS if isinstance(mark, str) else round(mark)) + SPACE_PIXELS + _words_length(words)
 
 
-def _over(tone: Sequence[int], grey: int) -> tuple[int, ...]:
-    """A tone as it looks over a grey of the picture."""
-    return tuple(round((1 - TONE_SHARE) * grey + TONE_SHARE * part) for part in tone)
+def _words_length(words: str) -> int:
+    return round(sum(map(_font().getlength, words.split("−"))) + MINUS_PIXELS * words.count("−"))
 
 
-def _write(draw: ImageDraw.ImageDraw, x: int, y: int, tone: str | None, text: str) -> int:
+def _write(draw: ImageDraw.ImageDraw, x: int, y: int, note: Note) -> int:
     """Write a note and return where it ends."""
-    end = x + _length((tone, text))
-    if tone:
-        box = (x, y + 2, x + TEXT_PIXELS - 1, y + TEXT_PIXELS + 1)
-        draw.rectangle(box, fill=_over(TONES[tone], 255))
-        draw.polygon([box[:2], (box[0], box[3]), box[2:]], fill=_over(TONES[tone], 60))
-        draw.rectangle(box, outline=INK)
-        x += TEXT_PIXELS + 5
-    draw.text((x, y), text, font=_font(), fill=INK)
-    return end
+    mark, words = note
+    if isinstance(mark, str):
+        _draw_swatch(draw, x, y + 2, mark)
+    elif mark is not None:
+        _draw_bar(draw, x, y + TEXT_PIXELS // 2, round(mark))
+    _write_words(draw, x + _length(note) - _words_length(words), y, words)
+    return x + _length(note)
+
+
+def _write_words(draw: ImageDraw.ImageDraw, x: float, y: int, words: str) -> None:
+    """The font that comes with Pillow has no minus: a line is one."""
+    for index, part in enumerate(words.split("−")):
+        if index:
+            draw.line((x + 1, y + 10, x + MINUS_PIXELS - 2, y + 10), fill=INK)
+            x += MINUS_PIXELS
+        draw.text((x, y), part, font=_font(), fill=INK)
+        x += _font().getlength(part)
+
+
+def _draw_swatch(draw: ImageDraw.ImageDraw, x: int, y: int, name: str) -> None:
+    """A channel's colour, or a tone over dark and over bright ground."""
+    left, top, right, bottom = x, y, x + TEXT_PIXELS - 1, y + TEXT_PIXELS - 1
+    if name in CHANNELS:
+        draw.rectangle((left, top, right, bottom), fill=CHANNELS[name], outline=INK)
+        return
+    draw.rectangle((left, top, right, bottom), fill=tone_over(name, OVER_BRIGHT))
+    draw.polygon([(left, top), (left, bottom), (right, top)], fill=tone_over(name, OVER_DARK))
+    draw.rectangle((left, top, right, bottom), outline=INK)
+
+
+def _draw_bar(draw: ImageDraw.ImageDraw, x: int, y: int, length: int) -> None:
+    """A bar of two halves, the first one filled."""
+    draw.rectangle((x, y, x + length - 1, y + 4), outline=INK)
+    draw.rectangle((x, y, x + length // 2, y + 4), fill=INK)

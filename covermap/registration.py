@@ -1,4 +1,4 @@
-"""How far an image lies from another, and an image moved: pure functions of arrays.
+"""How far an image lies from another, as found in pixels and as read from a scene's figures, and an image moved.
 
 Shifts are in pixels, positive right and down: where the image lies against the reference.
 """

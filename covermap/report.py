@@ -9,7 +9,7 @@ import json
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import rasterio
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from PIL import Image, UnidentifiedImageError
 from pyproj import Transformer
 from rasterio.enums import Resampling
@@ -29,29 +29,39 @@ from covermap.errors import ProductError
 from covermap.files import whole
 from covermap.grid import Grid
 from covermap.legend import Legend
-from covermap.quality import KINDS, satellite_name
-from covermap.quicklook import TONES
+from covermap.quality import SHARES, satellite_name
+from covermap.quicklook import (
+    OVER_BRIGHT,
+    OVER_DARK,
+    TRUE_COLOUR,
+    draw_reflectance,
+    round_below,
+    scale_bar,
+    tone_over,
+)
 from covermap.raster import grid_of
 from covermap.scenes import moment, read_listing, sensor_of
-from covermap.settings import Period
+from covermap.settings import Masks, Period
 from covermap.stack import open_stack
-from covermap.styles import TRANSPARENT, colour_table, render_reflectance
+from covermap.styles import TRANSPARENT, colour_table, templates, title_of
 
 if TYPE_CHECKING:
     import xarray as xr
 
 SIDE_PIXELS = 1400  # longest side of a picture: sharp on a wide screen, and the page stays a few megabytes
 STRIP_PIXELS = 512
-TRUE_COLOUR = ("B04", "B03", "B02")
-NO_CONFIDENCE = 255
+NO_CLASS, NO_CONFIDENCE = 0, 255
 # confidence from doubtful to sure: dark to light, evenly in lightness, distinct for colour-blind readers
 CONFIDENCE_COLOURS = ("#3B0F4F", "#8C2369", "#D9505C", "#F7A072", "#FDF1C7")
 SENSOR_NAMES = {"sentinel1": "Sentinel-1", "sentinel2": "Sentinel-2"}
-COMMON_TAGS = {"AREA_OR_POINT", "covermap"}
+TOLD_TAGS = {"AREA_OR_POINT", "covermap", "classes", "model", "period"}  # of a map: common, or told elsewhere
 PACKAGES = ("numpy", "rasterio", "zarr", "torch", "snakemake")
 CHART = {"width": 400, "height": 230, "left": 44, "right": 300, "top": 16, "bottom": 192}
 LABEL_GAP = 15  # between the names at the ends of two lines of a chart
 THUMBNAILS, THUMBNAIL_PIXELS, THUMBNAIL_QUALITY = 24, 200, 62  # of all scenes together; their longer side
+STACKED = {"s2": "Sentinel-2", "s1": "Sentinel-1"}  # arrays of a stack
+MODES = {"off": "off", "report": "shifts estimated, no scene moved", "correct": "trusted shifts undone"}
+ADRIFT_PIXELS = 0.5  # scenes that lie further off are worth moving
 
 
 def report(
@@ -61,9 +71,10 @@ def report(
     stacks: list[Path],
     report: Path,
     legend: Legend,
-    title: str,
+    area: str,
     period: Period,
     model: str,
+    masks: Masks,
     attribution: str,
     notes: str = "",
     accuracy: Path | None = None,
@@ -72,89 +83,96 @@ def report(
     quality: list[Path] | None = None,
     quicklooks: list[Path] | None = None,
     unused: dict[str, str] | None = None,
-    corrected: bool = False,
+    registration: str = "report",
+    shoreline: Path | None = None,
+    shoreline_chart: Path | None = None,
+    threshold: float | None = None,
 ) -> None:
     """Step: one HTML page that works from disk and offline.
 
     Parameters
     ----------
     map, confidence : class map and its confidence [%].
-    listing, stacks : scenes of the area; blocks of its stack, for the picture under the map.
+    listing, stacks : scenes of the area; blocks of its stack, for the picture under the map, and for how often the
+        ground was clear, where masks were overruled, and how the composites were made.
     report : the page.
     legend : names and colours of the classes.
-    title, period, model : of the map, as shown.
+    area, period, model : of the map, as the configuration names them.
+    masks : of the area; when they were overruled.
     attribution : whose data the map contains.
     notes : a caution shown above the map.
     accuracy : of `covermap.accuracy.evaluate`; none: the page says that the map was not evaluated.
     metrics, training_log : of the training; none: no learning curves.
-    quality, quicklooks : of ``check_scene``, for the scenes that were used, in one order; none: only their dates.
+    quality, quicklooks : of ``check_scene``, for the scenes that stacks are made of or that are too cloudy for them;
+        none: only the dates of the list.
     unused : why other scenes of the list were not used, by id.
-    corrected : whether scenes were moved back by their shifts.
+    registration : ``correct`` where scenes were moved back by their shifts; ``report`` or ``off``.
+    shoreline, shoreline_chart, threshold : of ``sweep_shoreline``, with the threshold in use; none: no such part.
 
     Raises
     ------
     ProductError
-        A raster or a table cannot be read.
+        A raster, a table or a picture cannot be read.
     """
-    try:
-        with rasterio.open(map) as raster:
-            grid, tags = grid_of(raster), raster.tags()
-        step = math.ceil(max(grid.shape) / SIDE_PIXELS)
-        classes = _reduced(map, step, Resampling.mode)
-        doubt = _reduced(confidence, step, Resampling.average)
-    except RasterioError as error:
-        raise ProductError(f"{map} or {confidence} cannot be read ({error}): remove it and run again") from error
-    figures = _read_json(accuracy)
-    training = _read_json(metrics)
-    checked = [each for each in (_read_json(path) for path in quality or []) if each]
-    reflectance, clear = survey_stacks(stacks, grid, step)
-    areas = figures["areas_ha"] if figures else class_areas(map, legend)
-    template = _environment().get_template("report.html.j2")
-    page = template.render(
-        title=title,
-        period=period,
-        model=model,
-        notes=notes,
-        attribution=attribution,
-        pictures={
-            "classes": _palette_png(classes, colour_table(legend)),
-            "confidence": _palette_png(doubt, confidence_table()),
-            "composite": None if reflectance is None else _jpeg(render_reflectance(*reflectance)),
-        },
-        frame=_frame(grid),
-        classes=_class_rows(legend, areas),
-        areas_basis=AREAS_BASIS,
-        ramp=CONFIDENCE_COLOURS,
-        mean_confidence=float(doubt[doubt != NO_CONFIDENCE].mean()) if (doubt != NO_CONFIDENCE).any() else None,
-        figures=figures,
-        tables=_matrices(figures, legend),
-        names={entry.key: entry for entry in legend.classes},
-        charts=_charts(training_log),
-        training=training,
-        clear=clear,
-        tracks=_tracks(
-            list(read_listing(listing).values()),
-            period,
-            {each["scene"]: each for each in checked if not each["left_out"]},
-        ),
-        tones={kind: "#{:02x}{:02x}{:02x}".format(*TONES[kind]) for kind in KINDS},
-        scenes=_scenes(checked, quicklooks or []),
-        unused=unused or {},
-        corrected=corrected,
-        facts=_facts(grid, tags, model, training),
+    classes, doubt, grid, tags = _read_map(map, confidence)
+    figures, training = _read_json(accuracy), _read_json(metrics)
+    checked = [each for path in quality or [] if (each := _read_json(path))]
+    reflectance, clear = survey_stacks(stacks, grid, math.ceil(max(grid.shape) / SIDE_PIXELS))
+    page = (
+        _with_filters(templates())
+        .get_template("report.html.j2")
+        .render(
+            title=title_of(area),
+            period=period,
+            notes=notes,
+            attribution=attribution,
+            pictures={
+                "classes": _palette_png(classes, colour_table(legend)),
+                "confidence": _palette_png(doubt, confidence_table()),
+                "composite": reflectance is not None and _jpeg(_ground(reflectance, classes)),
+            },
+            frame=_frame(grid),
+            classes=_class_rows(legend, figures["areas_ha"] if figures else class_areas(map, legend)),
+            areas_basis=AREAS_BASIS,
+            ramp=CONFIDENCE_COLOURS,
+            mean_confidence=_mean_confidence(doubt),
+            figures=figures,
+            tables=_matrices(figures, legend),
+            names={entry.key: entry for entry in legend.classes},
+            charts=_charts(training_log),
+            training=training,
+            clear=clear,
+            overruled=_overruled(clear, grid, masks),
+            shoreline=_shoreline(shoreline, shoreline_chart, threshold),
+            tracks=_tracks(
+                read_listing(listing).values(),
+                period,
+                {each["scene"]: each for each in checked if not each["left_out"]},
+            ),
+            scenes=_scenes(checked, quicklooks or []),
+            folder=quicklooks[0].parent.as_posix() if quicklooks else None,
+            unused=unused or {},
+            registration=registration,
+            adrift=_adrift(checked) if registration == "report" else 0,
+            facts=_facts(grid, legend, tags, model, training, [*_made(stacks), ("Registration", MODES[registration])]),
+        )
     )
     with whole(report) as part:
         part.write_text(page, encoding="utf-8")
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("covermap"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def _read_map(map: Path, confidence: Path) -> tuple[np.ndarray, np.ndarray, Grid, dict[str, str]]:
+    """Classes and confidence as small pictures, and the map's grid and tags."""
+    try:
+        with rasterio.open(map) as raster:
+            grid, tags = grid_of(raster), raster.tags()
+        step = math.ceil(max(grid.shape) / SIDE_PIXELS)
+        return _reduced(map, step, Resampling.mode), _reduced(confidence, step, Resampling.average), grid, tags
+    except RasterioError as error:
+        raise ProductError(f"{map} or {confidence} cannot be read ({error}): remove it and run again") from error
+
+
+def _with_filters(environment: Environment) -> Environment:
     environment.filters |= {"percent": _percent, "points": _points, "satellite": satellite_name}
     return environment
 
@@ -202,34 +220,58 @@ def survey_stacks(
 
     Returns
     -------
-    float32 (3, y, x), mean red, green and blue of the pixels with data, NaN where there are none; and ``median`` number
-    of clear observations with the share ``never``. None and None where no block has these bands.
+    float32 (3, y, x), mean red, green and blue of the pixels with data, NaN where there are none, or None where no
+    block has these bands; and ``median`` number of clear observations, the share ``never`` without one, and the number
+    of pixels ``overruled``, where a step took masked observations, or None where no block has Sentinel-2.
     """
     shape = math.ceil(grid.height / step), math.ceil(grid.width / step)
     sums, counts = np.zeros((len(TRUE_COLOUR), *shape)), np.zeros(shape)
-    observations = np.zeros(256, np.int64)
+    observations, overruled = np.zeros(256, np.int64), 0
     for path in stacks:
         with open_stack(path) as stack:
-            if "s2" not in stack or not set(TRUE_COLOUR) <= set(stack.band.values):
+            if "s2" not in stack:
                 continue
             block = _stack_grid(stack, grid.crs)
             for part in _strips(block.cropped(grid.bounds)):
                 row, column = part.offset_in(block)
-                place = {"y": slice(row, row + part.height), "x": slice(column, column + part.width)}
-                values = _median_of_dates(stack.s2.sel(band=list(TRUE_COLOUR)).isel(place).values)
-                clear = stack.clear.isel(place).values.sum(axis=0, dtype=np.int64)
+                window = stack.isel(y=slice(row, row + part.height), x=slice(column, column + part.width))
+                clear = window.clear.values.sum(axis=0, dtype=np.int64)
                 observations += np.bincount(np.minimum(clear, 255).ravel(), minlength=256)
-                valid = np.isfinite(values).all(axis=0)
-                row, column = part.offset_in(grid)
-                to_rows, from_rows = _bins(row, row + part.height, step)
-                to_columns, from_columns = _bins(column, column + part.width, step)
-                sums[:, to_rows, to_columns] += _sum_bins(np.where(valid, values, 0), from_rows, from_columns)
-                counts[to_rows, to_columns] += _sum_bins(valid, from_rows, from_columns)
+                overruled += int(window.unmasked.values.any(axis=0).sum())
+                if set(TRUE_COLOUR) <= set(stack.band.values):
+                    values = _median_of_dates(window.s2.sel(band=list(TRUE_COLOUR)).values)
+                    _add_binned(values, *part.offset_in(grid), step, sums, counts)
     if not observations.any():
         return None, None
     share = observations.cumsum() / observations.sum()
-    mean = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
-    return mean.astype(np.float32), {"median": int(np.searchsorted(share, 0.5)), "never": float(share[0])}
+    about = {"median": int(np.searchsorted(share, 0.5)), "never": float(share[0]), "overruled": overruled}
+    if not counts.any():
+        return None, about
+    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0).astype(np.float32), about
+
+
+def _add_binned(values: np.ndarray, row: int, column: int, step: int, sums: np.ndarray, counts: np.ndarray) -> None:
+    """Add pixels (band, y, x) of the map, NaN no data, from a row and column on, to the picture's pixels."""
+    valid = np.isfinite(values).all(axis=0)
+    to_rows, from_rows = _bins(row, row + values.shape[1], step)
+    to_columns, from_columns = _bins(column, column + values.shape[2], step)
+    sums[:, to_rows, to_columns] += _sum_bins(np.where(valid, values, 0), from_rows, from_columns)
+    counts[to_rows, to_columns] += _sum_bins(valid, from_rows, from_columns)
+
+
+def composites_of(stacks: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """How the composites ``s1`` and ``s2`` were made: attributes of the first block that has them.
+
+    ``scenes`` are the ids of all blocks together, ``steps`` is the number of composites.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for path in stacks:
+        with open_stack(path) as stack:
+            for name in STACKED.keys() & stack.data_vars.keys():
+                about = stack[name].attrs
+                one = found.setdefault(name, {**about, "steps": len(stack[name]), "scenes": set()})
+                one["scenes"] |= set(filter(None, about.get("scenes", "").split(",")))
+    return found
 
 
 def _stack_grid(stack: xr.Dataset, crs: str) -> Grid:
@@ -276,6 +318,18 @@ def confidence_table() -> dict[int, tuple[int, int, int, int]]:
     return table
 
 
+def _mean_confidence(doubt: np.ndarray) -> float | None:
+    mapped = doubt[doubt != NO_CONFIDENCE]
+    return float(mapped.mean()) if mapped.size else None
+
+
+def _ground(reflectance: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """The picture under the map; hatched where nothing was seen clear, white beyond the area."""
+    picture = draw_reflectance(reflectance)
+    picture[np.isnan(reflectance).any(axis=0) & (classes == NO_CLASS)] = 255
+    return picture
+
+
 def _palette_png(values: np.ndarray, table: dict[int, tuple[int, int, int, int]]) -> str:
     return _data_url(values[None], "png", colours=table, ZLEVEL=9)
 
@@ -308,20 +362,14 @@ def _frame(grid: Grid) -> dict[str, Any]:
     transformer = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
     corners = {"nw": (left, top), "ne": (right, top), "sw": (left, bottom), "se": (right, bottom)}
     width_m = right - left
-    length_m = _round_below(width_m / 4)
+    length_m, length = scale_bar(width_m, 0.25)
     return {
         "width": grid.width,
         "height": grid.height,
         "corners": {name: _degrees(*transformer.transform(*corner)) for name, corner in corners.items()},
         "bar_percent": 100 * length_m / width_m,
-        "bar": f"{length_m / 1000:g} km" if length_m >= 1000 else f"{length_m:g} m",
+        "bar": length,
     }
-
-
-def _round_below(value: float) -> float:
-    """Greatest of 1, 2 and 5 times a power of ten that does not exceed ``value``."""
-    power = 10.0 ** math.floor(math.log10(value))
-    return max(digit * power for digit in (1, 2, 5) if digit * power <= value * (1 + 1e-9))
 
 
 def _degrees(longitude: float, latitude: float) -> str:
@@ -390,7 +438,7 @@ def _charts(training_log: Path | None) -> list[dict[str, Any]]:
 
 def _ticks(top: float) -> list[float]:
     """Round numbers from 0 to at least ``top``, three to seven of them."""
-    step = _round_below(max(top, 1e-9) / 2)
+    step = round_below(max(top, 1e-9) / 2)
     return [k * step for k in range(math.ceil(top / step - 1e-9) + 1)]
 
 
@@ -422,7 +470,7 @@ def _chart(title: str, epochs: list[int], lines: dict[str, list[float]], ticks: 
 # --- scenes and facts
 
 
-def _tracks(items: list[dict[str, Any]], period: Period, checked: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _tracks(items: Iterable[dict[str, Any]], period: Period, checked: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Scenes by sensor and date: number, mean cloud cover and the place within the period in per cent.
 
     ``shown`` is the share of the area that was seen and clear, by the figures of the ``checked`` scenes of that day;
@@ -464,26 +512,71 @@ def _tracks(items: list[dict[str, Any]], period: Period, checked: Mapping[str, d
 def _scenes(checked: Sequence[dict[str, Any]], quicklooks: Sequence[Path]) -> list[dict[str, Any]]:
     """Figures of the scenes of each sensor in order of time, and small pictures of some of them."""
     pictures = {path.stem: path for path in quicklooks}
-    told = sorted((each | {"moved": _moved(each)} for each in checked), key=lambda each: each["datetime"])
-    sensors = {name: [each for each in told if each["sensor"] == name] for name in ("sentinel2", "sentinel1")}
-    most = {"sentinel2": 2 * THUMBNAILS // 3, "sentinel1": THUMBNAILS // 3} if all(sensors.values()) else {}
+    rows = sorted((each | {"moved": _moved(each)} for each in checked), key=lambda each: each["datetime"])
+    sensors = {name: [each for each in rows if each["sensor"] == name] for name in ("sentinel2", "sentinel1")}
+    places = _places(*map(len, sensors.values()))
     return [
         {
             "sensor": sensor,
             "name": SENSOR_NAMES[sensor],
-            "rows": rows,
+            "rows": scenes,
             "thumbnails": [
-                each | {"picture": _thumbnail(pictures[each["scene"]], each["picture_pixels"])}
-                for each in _evenly(rows, most.get(sensor, THUMBNAILS))
+                each | _thumbnail(pictures[each["scene"]], each["picture_box"]) for each in _evenly(scenes, most)
+            ],
+            "two_sided": len({each.get("orbit_state") for each in scenes}) > 1,
+            "tones": [
+                (name, *("#{:02x}{:02x}{:02x}".format(*tone_over(name, grey)) for grey in (OVER_DARK, OVER_BRIGHT)))
+                for name in SHARES[2:]
+                if any(each["shares"].get(name) for each in scenes)
             ],
         }
-        for sensor, rows in sensors.items()
-        if rows
+        for (sensor, scenes), most in zip(sensors.items(), places, strict=True)
+        if scenes
     ]
 
 
+def _places(optical: int, radar: int) -> tuple[int, int]:
+    """How many small pictures each sensor has: two thirds and one third, and what the other leaves."""
+    of_optical = max(2 * THUMBNAILS // 3, THUMBNAILS - radar)
+    return of_optical, THUMBNAILS - min(optical, of_optical)
+
+
+def _adrift(checked: Sequence[dict[str, Any]]) -> int:
+    """Number of scenes that surely lie off by more than ADRIFT_PIXELS."""
+    shifts = [each["shift"] for each in checked if each["shift"] and each["shift"]["trusted"]]
+    return sum(math.hypot(shift["right_pixels"], shift["down_pixels"]) > ADRIFT_PIXELS for shift in shifts)
+
+
+def _overruled(clear: Mapping[str, float | int] | None, grid: Grid, masks: Masks) -> dict[str, Any] | None:
+    """Pixels whose masks were overruled, their share of the area, and how few observations all were masked then."""
+    if not clear or not clear["overruled"]:
+        return None
+    pixels, most = clear["overruled"], math.floor(100 / (100 - masks.unmask_above))
+    few = f"{masks.unmask_from} to {most}" if masks.unmask_from < most else str(most)
+    return {
+        "pixels": pixels,
+        "share": pixels / (grid.width * grid.height),
+        "above": masks.unmask_above,
+        "few": few if masks.unmask_from <= most else None,
+    }
+
+
+def _shoreline(table: Path | None, chart: Path | None, threshold: float | None) -> dict[str, Any] | None:
+    """What the threshold in use leaves out, and the chart as a picture in the page itself."""
+    if table is None or chart is None or threshold is None:
+        return None
+    try:
+        with open(table, newline="", encoding="utf-8") as file:
+            row = next(row for row in csv.DictReader(file) if row["threshold"] == f"{threshold:g}")
+        figures = {name: float(row[name]) for name in ("excluded_ha", "water_ha", "share_of_water")}
+        drawing = base64.b64encode(chart.read_bytes()).decode()
+    except (OSError, KeyError, ValueError, StopIteration) as error:
+        raise ProductError(f"{table} or {chart} cannot be read ({error!r}): remove both and run again") from error
+    return {"threshold": f"{threshold:g}".replace("-", "−"), "chart": f"data:image/svg+xml;base64,{drawing}", **figures}
+
+
 def _moved(figures: dict[str, Any]) -> dict[str, Any] | None:
-    """A scene's shift as told in the table."""
+    """A scene's shift as written in the table."""
     shift = figures["shift"]
     if shift is None:
         return None
@@ -503,28 +596,64 @@ def _evenly(rows: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     return [rows[round(index * (len(rows) - 1) / (most - 1))] for index in range(most)]
 
 
-def _thumbnail(path: Path, size: Sequence[int]) -> str:
-    """A scene's picture made small, without the lines under it."""
+def _thumbnail(path: Path, box: Sequence[int]) -> dict[str, Any]:
+    """A scene's picture made small, without the lines under it: ``picture``, its ``width`` and ``height`` [px]."""
     try:
-        with Image.open(path) as picture:
-            small = picture.convert("RGB").crop((0, 0, size[0], size[1]))
+        with Image.open(path) as sheet:
+            small = sheet.convert("RGB").crop((box[0], box[1], box[2], box[3]))
     except (OSError, UnidentifiedImageError) as error:
         raise ProductError(f"{path} cannot be read as a picture ({error}): remove it and run again") from error
     small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), reducing_gap=3)
     file = io.BytesIO()
     small.save(file, "JPEG", quality=THUMBNAIL_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    picture = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return {"picture": picture, "width": small.width, "height": small.height}
 
 
-def _facts(grid: Grid, tags: dict[str, str], model: str, training: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _made(stacks: Sequence[Path]) -> list[tuple[str, str]]:
+    """How the stacks were made, in words."""
+    composites = composites_of(stacks)
+    made = []
+    if "s2" in composites:
+        made.append(("Sentinel-2", _optical_composite(composites["s2"])))
+        made.append(("Sentinel-2 masks", composites["s2"]["masks"]))
+    if "s1" in composites:
+        made.append(("Sentinel-1", _radar_composite(composites["s1"])))
+    used = [f"{len(composites[name]['scenes'])} {sensor}" for name, sensor in STACKED.items() if name in composites]
+    return [*made, ("Scenes in use", ", ".join(used))] if made else made
+
+
+def _optical_composite(about: Mapping[str, Any]) -> str:
+    levels = {"L2A": "Level-2A, surface reflectance", "L1C": "Level-1C, top of atmosphere"}
+    steps = f"{about['method']} by {about['every']}, {about['steps']} {'step' if about['steps'] == 1 else 'steps'}"
+    season = f"season {about['season']}" if "season" in about else None
+    gaps = "gaps left" if about["fill"] == "none" else f"gaps filled: {about['fill']}"
+    return "; ".join(filter(None, [levels.get(about.get("level", "")), steps, season, gaps]))
+
+
+def _radar_composite(about: Mapping[str, Any]) -> str:
+    sides = {"apart": "orbit directions apart", "together": "orbit directions mixed"}.get(about["directions"])
+    return "; ".join(filter(None, [about.get("convention"), f"{about['method']} by month", sides]))
+
+
+def _facts(
+    grid: Grid,
+    legend: Legend,
+    tags: Mapping[str, str],
+    model: str,
+    training: Mapping[str, Any] | None,
+    made: Sequence[tuple[str, str]],
+) -> list[tuple[str, str]]:
     facts = [
         ("Grid", f"{grid.crs}, {grid.width:,} × {grid.height:,} pixels of {grid.pixel_m:g} m"),
+        *made,
         ("Model", model),
     ]
     if training:
         facts.append(("Parameters of the model", f"{training['parameters']:,}"))
         facts.append(("Best epoch", str(training["best_epoch"])))
-    facts += [(f"Map: {key}", value) for key, value in sorted(tags.items()) if key not in COMMON_TAGS]
+    facts.append(("Values of the map", ", ".join(f"{entry.id} {entry.name}" for entry in legend.classes)))
+    facts += [(f"Map: {key}", value) for key, value in sorted(tags.items()) if key not in TOLD_TAGS]
     return [*facts, ("Software", ", ".join([f"covermap {__version__}", *filter(None, map(_version, PACKAGES))]))]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -202,7 +202,11 @@ class Sentinel2(Section):
     )
     max_cloud: float = Field(60, ge=0, le=100, description="scenes cloudier than this are not used [%]")
     resampling: Literal["nearest", "bilinear", "cubic"] = Field(
-        "nearest", description="how 20 and 60 m bands come to 10 m, and scenes of another zone onto the grid"
+        "nearest", description="how 20 and 60 m bands come to 10 m"
+    )
+    warp: Literal["bilinear", "cubic"] = Field(
+        "bilinear",
+        description="how scenes of another zone or lattice come onto the grid; SCL by nearest neighbour",
     )
     scl: Literal["required", "optional"] = Field(
         "required", description="optional: a scene without a scene classification or cloud mask counts as clear"
@@ -244,6 +248,9 @@ class Masks(Section):
     unmask_above: float = Field(
         90, ge=0, le=100, description="a pixel that is masked in more of its observations counts as never masked [%]"
     )
+    unmask_from: int = Field(
+        10, ge=1, description="fewest observations of a pixel that can tell this; with fewer, gaps stay gaps"
+    )
 
 
 class Composite(Section):
@@ -283,9 +290,9 @@ class Composite(Section):
     def _days(cls, season: tuple[str, str] | None) -> tuple[str, str] | None:
         for day in season or ():
             try:
-                date.fromisoformat(f"2000-{day}")
+                datetime.strptime(f"2000-{day}" if re.fullmatch(r"\d\d-\d\d", day) else "", "%Y-%m-%d")
             except ValueError:
-                raise ValueError(f"{day!r} is no day of a year: expected MM-DD in quotes, such as '05-01'") from None
+                raise ValueError(f"{day!r} is no day of a year: expected MM-DD, such as '05-01'") from None
         return season
 
     @model_validator(mode="after")
@@ -303,6 +310,12 @@ class Registration(Section):
     mode: Literal["off", "report", "correct"] = Field(
         "report", description="report: estimate the shift of every scene; correct: move scenes back by it too"
     )
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # what YAML makes of off without quotes
+
     patch_pixels: int = Field(256, ge=64, le=1024, multiple_of=64, description="side of a compared patch [px]")
     patches: int = Field(64, ge=1, le=1024, description="compared patches of a scene")
     max_shift_pixels: float = Field(4, gt=0, le=32, description="patches that seem further off are mistaken [px]")

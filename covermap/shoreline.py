@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from covermap.dates import Step, steps_of
-from covermap.errors import CoverageError, ProductError
+from covermap.errors import ProductError
 from covermap.files import whole
 from covermap.grid import Grid
 from covermap.legend import EXCLUDED, NO_LABEL
@@ -29,11 +28,12 @@ from covermap.models import INDICES
 from covermap.observations import Scene, clear_enough, moves_of, open_scenes, passes_of, seen_by
 from covermap.raster import TILE, grid_of, new_raster, read_pixels, read_window
 from covermap.settings import Composite, Masks, Period
+from covermap.styles import templates, title_of
 
 log = logging.getLogger(__name__)
 
 NEVER_CLEAR = 2.0  # above every NDWI, so that no threshold excludes it
-CHART = {"width": 640, "height": 400, "left": 72, "right": 616, "top": 64, "bottom": 320}
+CHART = {"width": 640, "height": 416, "left": 72, "right": 616, "top": 84, "bottom": 336}
 TICK_GAP = 36  # between the names of two thresholds on the chart
 
 
@@ -78,21 +78,19 @@ def shoreline_mask(classes: np.ndarray, lowest: np.ndarray, water: Sequence[int]
     return np.where(np.isin(classes, water) & (lowest < threshold), np.uint8(EXCLUDED), classes)
 
 
-def mask_shoreline(
+def find_shoreline(
     labels: Path,
     s2: list[Path],
-    masked: Path,
     lowest: Path,
     block: Grid,
     period: Period,
     water: tuple[int, ...],
-    threshold: float,
     masks: Masks,
     composite: Composite,
     steps: list[Step] | None = None,
     quality: list[Path] | None = None,
 ) -> None:
-    """Labels of a block whose water was water on every clear date of its stack; the rest of it is excluded.
+    """Lowest NDWI of the labelled water of a block, over the clear dates of its stack.
 
     Works in squares of 512 px, and one scene after the other: memory does not grow with their number. Where no label
     says water, no scene is read.
@@ -101,12 +99,10 @@ def mask_shoreline(
     ----------
     labels : of ``rasterize_labels``.
     s2 : scenes on the block's lattice, with the bands B03, B08 and SCL.
-    masked : output, like ``labels``: uint8 bands ``class`` (255 where excluded) and ``weight`` (0 there).
     lowest : output, float32: lowest NDWI of the clear dates, 2 where none is clear, NaN where no label says water.
     block : the block's grid.
     period, composite, steps, quality : which scenes are used and how they are moved, as for ``stack_block``.
     water : ids of the classes that are water.
-    threshold : NDWI that water has at least on every clear date.
     masks : what is clear. ASSUME: the masks are never overruled here, as the composite does where hardly any date is
         clear; a false date would exclude good water.
 
@@ -115,26 +111,50 @@ def mask_shoreline(
     ProductError
         Labels or a scene are missing, broken or lack a band.
     """
-    counts = {"excluded": 0, "of water": 0, "never clear and kept": 0}
-    profile: dict[str, Any] = {"count": 2, "dtype": "uint8", "nodata": None, "descriptions": ("class", "weight")}
-    ndwi_profile: dict[str, Any] = {"count": 1, "dtype": "float32", "nodata": np.nan, "descriptions": ("lowest_ndwi",)}
     with ExitStack() as opened:
         found = open_scenes(s2, period, opened, moves_of(quality or []))
         steps = steps or steps_of(period, composite, [scene.day for scene in found])
         scenes = [scene for one in passes_of(clear_enough(found, masks), steps, composite) for scene in one.scenes]
-        tags = {"source": labels, "threshold": threshold, "scenes": len(scenes)}
-        label_raster = opened.enter_context(new_raster(masked, block, **profile, tags=tags))
-        ndwi_raster = opened.enter_context(new_raster(lowest, block, **ndwi_profile, tags=tags))
+        tags = {"source": labels, "scenes": len(scenes)}
+        raster = opened.enter_context(
+            new_raster(lowest, block, count=1, dtype="float32", nodata=np.nan, descriptions=("lowest_ndwi",), tags=tags)
+        )
+        for part, window in _parts(block):
+            is_water = np.isin(read_window(labels, part, fill=NO_LABEL, indexes=[1])[0], water)
+            ndwis = lowest_ndwi(_observations(scenes, part, masks) if is_water.any() else (), part.shape)
+            raster.write(np.where(is_water, ndwis, np.nan).astype(np.float32), 1, window=window)
+
+
+def mask_shoreline(
+    labels: Path, lowest: Path, masked: Path, block: Grid, water: tuple[int, ...], threshold: float
+) -> None:
+    """Labels of a block whose water was water on every clear date; the rest of it is excluded.
+
+    Parameters
+    ----------
+    labels : of ``rasterize_labels``.
+    lowest : of ``find_shoreline``.
+    masked : output, like ``labels``: uint8 bands ``class`` (255 where excluded) and ``weight`` (0 there).
+    block : the block's grid.
+    water : ids of the classes that are water.
+    threshold : NDWI that water has at least on every clear date.
+
+    Raises
+    ------
+    ProductError
+        Labels or NDWI are missing or broken.
+    """
+    counts = {"excluded": 0, "of water": 0, "never clear and kept": 0}
+    profile: dict[str, Any] = {"count": 2, "dtype": "uint8", "nodata": None, "descriptions": ("class", "weight")}
+    with new_raster(masked, block, **profile, tags={"source": labels, "threshold": threshold}) as raster:
         for part, window in _parts(block):
             classes, weight = read_window(labels, part, fill=NO_LABEL)
-            is_water = np.isin(classes, water)
-            ndwis = lowest_ndwi(_observations(scenes, part, masks) if is_water.any() else (), part.shape)
+            ndwis = read_window(lowest, part, fill=np.nan)[0]
             kept = shoreline_mask(classes, ndwis, water, threshold)
-            label_raster.write(np.stack([kept, np.where(kept == EXCLUDED, 0, weight)]), window=window)
-            ndwi_raster.write(np.where(is_water, ndwis, np.nan).astype(np.float32), 1, window=window)
+            raster.write(np.stack([kept, np.where(kept == EXCLUDED, 0, weight)]), window=window)
             counts["excluded"] += int((kept != classes).sum())
-            counts["of water"] += int(is_water.sum())
-            counts["never clear and kept"] += int((is_water & (ndwis == NEVER_CLEAR)).sum())
+            counts["of water"] += int(np.isin(classes, water).sum())
+            counts["never clear and kept"] += int((ndwis == NEVER_CLEAR).sum())
     log.info("%s: %s pixels", masked.name, ", ".join(f"{count} {what}" for what, count in counts.items()))
 
 
@@ -162,9 +182,9 @@ def sweep_shoreline(
 
     Parameters
     ----------
-    lowest : of ``mask_shoreline``, one a block.
+    lowest : of ``find_shoreline``, one a block.
     table : CSV of threshold, excluded_ha, water_ha and share_of_water, for ``threshold`` and all of ``sweep``. Water is
-        what was labelled so and seen clear at least once.
+        what was labelled so and seen clear at least once; without any, all are 0.
     chart : SVG of the excluded area over the threshold.
     area : its name.
     threshold : the one that is used.
@@ -172,8 +192,6 @@ def sweep_shoreline(
 
     Raises
     ------
-    CoverageError
-        The area has no such water.
     ProductError
         A raster is broken.
     """
@@ -184,16 +202,20 @@ def sweep_shoreline(
     excluded_ha = np.sum([excluded for excluded, _, _ in blocks], axis=0)
     water_ha, unseen_ha = sum(seen for _, seen, _ in blocks), sum(unseen for _, _, unseen in blocks)
     if not water_ha:
-        raise CoverageError(
-            f"area {area} has {unseen_ha:.2f} ha of labelled water, none of it seen clear on any date, so there is no "
-            f"shoreline to sweep: check aois.{area}.labels.shoreline.water and the masks"
+        log.warning(
+            "area %s has %.2f ha of labelled water, none of it seen clear on any date, so there is no shoreline: check "
+            "aois.%s.labels.shoreline.water and the masks",
+            area,
+            unseen_ha,
+            area,
         )
     curve = dict(zip(thresholds, excluded_ha, strict=True))
     with whole(table) as part, open(part, "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["threshold", "excluded_ha", "water_ha", "share_of_water"])
         for each in listed:
-            rows.writerow([f"{each:g}", f"{curve[each]:.2f}", f"{water_ha:.2f}", f"{curve[each] / water_ha:.4f}"])
+            share = curve[each] / water_ha if water_ha else 0
+            rows.writerow([f"{each:g}", f"{curve[each]:.2f}", f"{water_ha:.2f}", f"{share:.4f}"])
     drawing = draw_sweep(curve, listed, threshold, area, water_ha, unseen_ha)
     with whole(chart) as part:
         part.write_text(drawing, encoding="utf-8")
@@ -240,24 +262,26 @@ def draw_sweep(
     area : its name.
     water_ha, unseen_ha : water that was seen clear, and water that never was [ha].
     """
-    first, last, highest = min(curve), max(curve), max(*curve.values(), water_ha / 1000)
-    step = next(m * 10.0**power for power in range(-6, 12) for m in (1, 2, 5) if highest <= 5 * m * 10.0**power)
-    steps = math.ceil(highest / step)
+    first, last = min(curve), max(curve)
+    top = water_ha or 1.0
+    step = next(m * 10.0**power for power in range(-6, 12) for m in (1, 2, 5) if top <= 5 * m * 10.0**power)
+    steps = math.ceil(top / step)
     across, up = (CHART["right"] - CHART["left"]) / (last - first), (CHART["bottom"] - CHART["top"]) / (steps * step)
 
     def place(at: float) -> tuple[float, float]:
         return CHART["left"] + (at - first) * across, CHART["bottom"] - curve[at] * up
 
-    template = _environment().get_template("shoreline.svg.j2")
+    template = templates().get_template("shoreline.svg.j2")
     return template.render(
         **CHART,
-        area=area,
+        area=title_of(area),
         water_ha=water_ha,
+        water_y=CHART["bottom"] - water_ha * up,
         unseen_ha=unseen_ha,
         line=[place(at) for at in sorted(curve)],
         marks=[place(at) for at in listed],
         x_ticks=[(_plain(at), place(at)[0]) for at in _apart(listed, TICK_GAP / across)],
-        y_ticks=[(f"{number * step:g}", CHART["bottom"] - number * step * up) for number in range(steps + 1)],
+        y_ticks=[(f"{number * step:,.10g}", CHART["bottom"] - number * step * up) for number in range(steps + 1)],
         chosen={"at": _plain(threshold), "x": place(threshold)[0], "y": place(threshold)[1], "ha": curve[threshold]},
     )
 
@@ -273,13 +297,3 @@ def _apart(values: Sequence[float], gap: float) -> list[float]:
         if value - kept[-1] >= gap:
             kept.append(value)
     return kept
-
-
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("covermap"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )

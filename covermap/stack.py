@@ -37,12 +37,11 @@ from covermap.composite import (
     middle_of,
     to_db_steps,
 )
-from covermap.dates import Step, steps_of
+from covermap.dates import Step, middle_day, steps_of
 from covermap.errors import ProductError, SettingError
 from covermap.files import whole
 from covermap.grid import Grid
 from covermap.observations import (
-    LAYOVER_SHADOW,
     STEP_REFLECTANCE,
     Pass,
     Scene,
@@ -70,6 +69,7 @@ DIRECTIONS = ("ascending", "descending")
 NO_TERRAIN, STEPS_A_DEGREE = -32768, 100
 LOCAL_HEADER_BYTES = 30  # before the name of a file in a zip
 
+LAYERS = "layers"  # attribute: names of the layers, in the order in which they are an input
 AXIS = {"until": "date"}  # coordinates along the axis of another
 ARRAYS: dict[str, tuple[tuple[str, ...], str, int | None, dict[str, Any]]] = {  # axes, type, no data, attributes
     "s1": (
@@ -89,12 +89,22 @@ ARRAYS: dict[str, tuple[tuple[str, ...], str, int | None, dict[str, Any]]] = {  
     "clear": (("date",), "|u1", None, {"long_name": "clear observations", "units": "1"}),
     "unmasked": (("date",), "|u1", None, {"long_name": "masks overruled", "units": "1"}),
     "day": (("date",), "<i2", 0, {"long_name": "day of year of what was taken", "units": "1"}),
-    "terrain": (
-        ("layer",),
+    "elevation": ((), "<i2", NO_TERRAIN, {"standard_name": "surface_altitude", "units": "m"}),
+    "slope": ((), "<i2", NO_TERRAIN, {"long_name": "slope of the ground", "units": "degree", "scale_factor": 0.01}),
+    "incidence_angle": (
+        (),
         "<i2",
         NO_TERRAIN,
-        {"long_name": "elevation in m, slope and incidence angle in 0.01 degrees"},
+        {"long_name": "incidence angle of the radar", "units": "degree", "scale_factor": 0.01},
     ),
+}
+BY_AXIS = {"month": ("s1", "distorted"), "date": ("s2", "observed", "clear", "unmasked", "day")}
+AXES = {
+    "month": "calendar month",
+    "polarisation": "polarisation, and orbit direction where they are kept apart",
+    "date": "first day of the step",
+    "until": "last day of the step",
+    "band": "Sentinel-2 band",
 }
 
 Planes = Callable[[Grid], dict[str, np.ndarray]]
@@ -125,11 +135,11 @@ def stack_block(
     - ``observed`` and ``clear`` uint8 (date, y, x): number of observations that are neither missing nor saturated, and
       of the clear ones among them;
     - ``unmasked`` uint8 (date, y, x): 1 where masked ones were taken too, since the masks hold for more than
-      ``masks.unmask_above`` of all observations of the pixel, those that are missing or saturated not counted;
+      ``masks.unmask_above`` of the pixel's observations, of which there are ``masks.unmask_from`` or more;
     - ``day`` int16 (date, y, x): day of the year of the observation that was taken, 0 none; of medians and means the
       middle one of those used;
-    - ``terrain`` int16 (layer, y, x), if ``composite.layers`` names any: elevation [m], slope and incidence_angle (mean
-      over the scenes) [0.01 degrees], -32768 no data.
+    - of ``elevation`` [m], ``slope`` and ``incidence_angle`` (mean over the scenes) [0.01 degrees] those that
+      ``composite.layers`` names: int16 (y, x), -32768 no data.
 
     Values that ``composite.fill`` puts into gaps have neither ``clear`` nor ``unmasked`` nor ``day``.
 
@@ -173,14 +183,15 @@ def stack_block(
             optical = open_scenes(s2, period, opened, moves)
             steps = steps or steps_of(period, composite, [scene.day for scene in optical])
             coordinates |= _step_coordinates(steps, bands)
-            about["s2"] = _about_reflectance(optical, composite)
             passes = passes_of(clear_enough(optical, masks), steps, composite)
+            about["s2"] = _about_reflectance([scene for one in passes for scene in one.scenes], masks, composite)
             makers.append(partial(_reflectance, passes, steps, bands, masks, composite))
         if composite.layers:
-            coordinates["layer"] = list(composite.layers)
+            if dem is None and set(composite.layers) != {INCIDENCE_ANGLE}:
+                raise SettingError(f"composite.layers has {', '.join(composite.layers)}: give heights, aois.X.dem")
             makers.append(partial(_terrain, composite.layers, radar, dem))
         unmasked = 0
-        with whole(stack) as part, _new_stack(part, block, coordinates, about) as write:
+        with whole(stack) as part, _new_stack(part, block, coordinates, composite.layers, about) as write:
             for row in range(0, block.height, ROWS):
                 rows = block.window(row, 0, min(ROWS, block.height - row), block.width)
                 arrays = {name: array for make in makers for name, array in make(rows).items()}
@@ -236,7 +247,11 @@ def _channels(polarisations: Sequence[str], directions: str) -> list[str]:
 def _about_backscatter(scenes: Sequence[Scene], composite: Composite) -> dict[str, Any]:
     told = [scene.tags["convention"] for scene in scenes if "convention" in scene.tags]
     known = {"convention": told[0]} if told else {}
-    return {"method": composite.sentinel1, "directions": composite.directions, **known}
+    return {"method": composite.sentinel1, "directions": composite.directions, "scenes": _listed(scenes), **known}
+
+
+def _listed(scenes: Sequence[Scene]) -> str:
+    return ",".join(sorted(scene.path.stem for scene in scenes))
 
 
 def _backscatter(
@@ -294,8 +309,7 @@ def _distorted(scenes: Sequence[Scene], rows: Grid) -> dict[str, np.ndarray]:
     """``distorted`` (y, x) of some rows; scenes without the layer count as free of distortion."""
     out = np.zeros(rows.shape, np.uint8)
     for scene in scenes:
-        if LAYOVER_SHADOW in scene.raster.descriptions:
-            out |= scene.read(rows, [LAYOVER_SHADOW], 0, nearest=True)[0] > 0
+        out |= scene.distorted(rows)
     return {"distorted": out}
 
 
@@ -303,15 +317,15 @@ def _distorted(scenes: Sequence[Scene], rows: Grid) -> dict[str, np.ndarray]:
 
 
 def _terrain(layers: Sequence[str], radar: Sequence[Scene], dem: Path | None, rows: Grid) -> dict[str, np.ndarray]:
-    """``terrain`` (layer, y, x) of some rows."""
+    """The layers, each (y, x), of some rows."""
     made = {}
-    if dem is not None:
+    if dem is not None and set(layers) != {INCIDENCE_ANGLE}:
         from covermap.terrain_layers import elevation_and_slope
 
         made = dict(zip(("elevation", "slope"), elevation_and_slope(dem, rows), strict=True))
     if INCIDENCE_ANGLE in layers:
         made[INCIDENCE_ANGLE] = _incidence_angle(radar, rows)
-    return {"terrain": np.stack([made[layer] for layer in layers])}
+    return {layer: made[layer] for layer in layers}
 
 
 def _incidence_angle(scenes: Sequence[Scene], rows: Grid) -> np.ndarray:
@@ -337,13 +351,15 @@ def _step_coordinates(steps: Sequence[Step], bands: Sequence[str]) -> dict[str, 
     return {"date": first, "until": last, "band": list(bands)}
 
 
-def _about_reflectance(scenes: Sequence[Scene], composite: Composite) -> dict[str, Any]:
+def _about_reflectance(scenes: Sequence[Scene], masks: Masks, composite: Composite) -> dict[str, Any]:
     _must_agree(scenes, "level", "clip all scenes at one sentinel2.level", "Sentinel-2")
     level = next((scene.tags["level"] for scene in scenes if "level" in scene.tags), None)
     surface = {"long_name": "top-of-atmosphere reflectance"} if level == "L1C" else {}
     season = {"season": " to ".join(composite.season)} if composite.season else {}
     told = {"method": composite.sentinel2, "every": "dates" if composite.dates else composite.every, **season}
-    return {**surface, **told, "fill": composite.fill, **({"level": level} if level else {})}
+    masked = f"SCL {' '.join(map(str, masks.classes))}, eroded by {masks.erode_m:g} m, dilated by {masks.dilate_m:g} m"
+    known = {"fill": composite.fill, "masks": masked, "scenes": _listed(scenes)}
+    return {**surface, **told, **known, **({"level": level} if level else {})}
 
 
 def _reflectance(
@@ -361,7 +377,8 @@ def _reflectance(
         "day": np.zeros(shape, np.int16),
     }
     seen = used.sum(0, dtype=np.int32)
-    used &= clear | (100 * (seen - clear.sum(0, dtype=np.int32)) > masks.unmask_above * seen)
+    too_often = 100 * (seen - clear.sum(0, dtype=np.int32)) > masks.unmask_above * seen
+    used &= clear | (too_often & (seen >= masks.unmask_from))
     for step, numbers in enumerate(of_step):
         if chosen := [number for number in numbers if used[number].any()]:
             part = [views[number] for number in chosen]
@@ -371,8 +388,7 @@ def _reflectance(
             for number in chosen:
                 out["unmasked"][step] |= used[number] & ~clear[number]
     if composite.fill != "none":
-        middles = [(first.toordinal() + last.toordinal()) / 2 for first, last in steps]
-        fill_gaps(out["s2"], out["day"] > 0, middles, composite.fill)
+        fill_gaps(out["s2"], out["day"] > 0, [middle_day(step, composite.season) for step in steps], composite.fill)
     return out
 
 
@@ -441,7 +457,7 @@ def _take_medoids(
 
 @contextmanager
 def _new_stack(
-    part: Path, block: Grid, coordinates: dict[str, Any], about: dict[str, dict[str, Any]]
+    part: Path, block: Grid, coordinates: dict[str, Any], layers: Sequence[str], about: dict[str, dict[str, Any]]
 ) -> Iterator[Callable[[int, dict[str, np.ndarray]], None]]:
     """A function ``write(row, arrays)`` that puts the arrays' rows, from ``row`` on, into a new stack.
 
@@ -452,9 +468,9 @@ def _new_stack(
 
     files: dict[str, Any] = {}
     store = zarr.storage.MemoryStore(files)
-    _coordinates(block, coordinates).to_zarr(store, zarr_format=2, consolidated=False)
+    _coordinates(block, coordinates, layers).to_zarr(store, zarr_format=2, consolidated=False)
     group = zarr.open_group(store, mode="r+")
-    written = {name: group.create_array(name, **array) for name, array in _arrays(block, coordinates).items()}
+    written = {name: group.create_array(name, **array) for name, array in _arrays(block, coordinates, layers).items()}
     with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
 
         def write(row: int, arrays: dict[str, np.ndarray]) -> None:
@@ -479,7 +495,7 @@ def _move(files: dict[str, Any], archive: zipfile.ZipFile, keys: Iterable[str]) 
         archive.writestr(zipfile.ZipInfo(key, EPOCH), files.pop(key).to_bytes())
 
 
-def _coordinates(block: Grid, coordinates: dict[str, Any]) -> xr.Dataset:
+def _coordinates(block: Grid, coordinates: dict[str, Any], layers: Sequence[str]) -> xr.Dataset:
     """Coordinates and attributes of a stack, by the CF conventions 1.11 (sections 5.6, 8.1)."""
     import xarray as xr
     from pyproj import CRS
@@ -489,12 +505,20 @@ def _coordinates(block: Grid, coordinates: dict[str, Any]) -> xr.Dataset:
     reference = {**CRS.from_user_input(block.crs).to_cf(), "GeoTransform": affine}
     return xr.Dataset(
         coords={
-            **{name: (AXIS.get(name, name), np.asarray(values)) for name, values in coordinates.items()},
+            **{
+                name: (AXIS.get(name, name), np.asarray(values), {"long_name": AXES[name]})
+                for name, values in coordinates.items()
+            },
             "y": ("y", block.top - half - block.pixel_m * np.arange(block.height), _axis("y")),
             "x": ("x", block.left + half + block.pixel_m * np.arange(block.width), _axis("x")),
             "spatial_ref": ((), np.int32(0), reference),
         },
-        attrs={"Conventions": "CF-1.11", "title": "covermap stack of a block", "covermap": __version__},
+        attrs={
+            "Conventions": "CF-1.11",
+            "title": "covermap stack of a block",
+            "covermap": __version__,
+            LAYERS: ",".join(layers),
+        },
     )
 
 
@@ -502,10 +526,11 @@ def _axis(name: str) -> dict[str, str]:
     return {"standard_name": f"projection_{name}_coordinate", "units": "m", "axis": name.upper()}
 
 
-def _arrays(block: Grid, coordinates: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Arguments of zarr's ``create_array`` for each array of a stack whose axes have coordinates."""
+def _arrays(block: Grid, coordinates: dict[str, Any], layers: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Arguments of zarr's ``create_array`` for each array of a stack."""
     blosc = _blosc()
-    kinds = {name: kind for name, kind in ARRAYS.items() if (kind[0] or ("month",))[0] in coordinates}
+    names = [name for axis, names in BY_AXIS.items() if axis in coordinates for name in names]
+    kinds = {name: ARRAYS[name] for name in (*names, *layers)}
     return {
         name: {
             "shape": (*(len(coordinates[axis]) for axis in axes), *block.shape),
@@ -547,24 +572,27 @@ def read_stack(path: Path, rows: slice, columns: slice, names: Collection[str] |
     Parameters
     ----------
     rows, columns : of the block; they end where it does.
-    names : arrays that are wanted; None: all that there are. Those that the stack lacks are left out.
+    names : arrays that are wanted; None: all that there are. Those that the stack lacks are left out. The layers are
+        one, ``terrain``.
 
     Returns
     -------
-    Arrays of ``stack_block`` by name; ``terrain`` with a leading axis of length 1, so that it is an input (1, layer, y,
-    x) like the others.
+    Arrays of ``stack_block`` by name, its layers as ``terrain`` int16 (1, layer, y, x), so that they are an input like
+    the others.
 
     Raises
     ------
     ProductError
         The stack is missing or broken.
     """
-    arrays = _stored(path, path.stat().st_mtime_ns if path.exists() else 0, os.getpid())
+    arrays, layers = _stored(path, path.stat().st_mtime_ns if path.exists() else 0, os.getpid())
+    groups = {**{name: [name] for name in arrays if name not in layers}, **({"terrain": layers} if layers else {})}
+    wanted = {name: group for name, group in groups.items() if names is None or name in names}
     try:
-        read = {name: _window(array, rows, columns) for name, array in arrays.items() if names is None or name in names}
+        read = {name: [_window(arrays[part], rows, columns) for part in group] for name, group in wanted.items()}
     except (OSError, ValueError, RuntimeError) as error:
         raise ProductError(f"stack {path} cannot be read ({error}): remove it and run again") from error
-    return {name: array[None] if name == "terrain" else array for name, array in read.items()}
+    return {name: np.stack(parts)[None] if name == "terrain" else parts[0] for name, parts in read.items()}
 
 
 class Stored(NamedTuple):
@@ -580,8 +608,8 @@ class Stored(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _stored(path: Path, changed_ns: int, process: int) -> dict[str, Stored]:
-    """Arrays of an open stack; a changed file is opened anew, and so is each after a fork."""
+def _stored(path: Path, changed_ns: int, process: int) -> tuple[dict[str, Stored], list[str]]:
+    """Arrays of an open stack, and which are layers; a changed file is opened anew, and so is each after a fork."""
     from numcodecs import get_codec
 
     _blosc()
@@ -591,9 +619,10 @@ def _stored(path: Path, changed_ns: int, process: int) -> dict[str, Stored]:
         if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
             raise zipfile.BadZipFile("its files are compressed, not stored")
         about = {name: json.loads(archive.read(f"{name}/.zarray")) for name in ARRAYS if f"{name}/.zarray" in members}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        layers = json.loads(archive.read(".zattrs"))[LAYERS].split(",")
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ProductError(f"stack {path} cannot be opened ({error}): remove it and run again") from error
-    return {
+    arrays = {
         name: Stored(
             archive,
             tuple(array["shape"]),
@@ -609,6 +638,7 @@ def _stored(path: Path, changed_ns: int, process: int) -> dict[str, Stored]:
         )
         for name, array in about.items()
     }
+    return arrays, [layer for layer in layers if layer]
 
 
 def _number(key: str) -> tuple[int, int]:

@@ -1,18 +1,16 @@
-"""Colours of maps: the legend as colour table, as QGIS style and as pictures."""
+"""How results look: the legend as colour table and as QGIS style, names of areas, templates of pages and charts."""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree  # writes only; nothing is parsed here
 from pathlib import Path
 
-import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from covermap.files import whole
 from covermap.legend import Legend
 
 TRANSPARENT = (0, 0, 0, 0)
-WHITE = 255
-GAMMA = 0.7  # most ground is dark: lifts forest and water out of the black
 
 
 def colour_table(legend: Legend) -> dict[int, tuple[int, int, int, int]]:
@@ -41,22 +39,17 @@ def write_qml(output: Path, legend: Legend) -> None:
         part.write_text(f"<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n{text}\n", encoding="utf-8")
 
 
-def render_reflectance(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarray:
-    """Picture of three bands, each stretched from its 2nd to its 98th percentile, brightened; white: no data.
+def title_of(area: str) -> str:
+    """An area's name as a title, such as 'Upper valley' for upper_valley."""
+    return (area[:1].upper() + area[1:]).replace("_", " ")
 
-    Parameters
-    ----------
-    red, green, blue : float or integer (y, x), any linear unit; not finite or <= 0 in any band: no data.
 
-    Returns
-    -------
-    uint8 (y, x, 3)
-    """
-    bands = np.stack([red, green, blue], axis=-1).astype(np.float32)
-    valid = (np.isfinite(bands) & (bands > 0)).all(axis=-1)
-    picture = np.full(bands.shape, WHITE, np.uint8)
-    if valid.any():
-        low, high = np.percentile(bands[valid], [2, 98], axis=0)
-        stretched = (bands[valid] - low) / np.maximum(high - low, 1e-6)
-        picture[valid] = np.rint(np.clip(stretched, 0, 1) ** GAMMA * 255)
-    return picture
+def templates() -> Environment:
+    """The templates of pages and charts, which escape what they are given."""
+    return Environment(
+        loader=PackageLoader("covermap"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

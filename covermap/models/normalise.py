@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from covermap.errors import CoverageError
 from covermap.inputs import DAY, NODATA, Meaning, Pairs
 
 INDEX_STEPS = 10_000  # of an index: as fine as reflectance, so that one floor of the deviation suits both
@@ -40,9 +41,10 @@ class Normalised(nn.Module):
     def forward(self, integers: dict[str, Tensor]) -> Tensor:
         """Logits (B, K, H, W) from integers (B, T, C, H, W) and, where s2 was filled, its ``day`` (B, T, H, W).
 
-        The network gets the mask of every step of every input (B, T, H, W): seen in all bands, and in this step. Values
-        that were filled in from other steps are given as they are; the mask tells them apart. The number of clear
-        observations is no input: it depends on how many scenes there are, and so on the place and the year.
+        The network gets the mask of every step of every input (B, T, H, W): the share of its bands that was seen, and
+        0 where it was not seen in this step. Values that were filled in from other steps are given as they are; the
+        mask tells them apart. The number of clear observations is no input: it depends on how many scenes there are,
+        and so on the place and the year.
         """
         inputs, valid = {}, {}
         for key in self.shapes:
@@ -50,9 +52,9 @@ class Normalised(nn.Module):
             seen = integers[key] != NODATA[key]  # (B, T, C, H, W)
             values, seen = add_indices(key, integers[key].float(), seen, self.pairs.get(key, ()))  # (B, T, C + I, H, W)
             inputs[key] = torch.where(seen, (values - mean) / std, 0)
-            valid[key] = seen.all(2)  # (B, T, H, W)
+            valid[key] = seen.to(values.dtype).mean(2)  # (B, T, H, W)
             if key == "s2" and DAY in integers:
-                valid[key] &= integers[DAY] > 0
+                valid[key] *= integers[DAY] > 0
         return self.network(inputs, valid)
 
     def probabilities(self, integers: dict[str, Tensor]) -> Tensor:
@@ -99,7 +101,13 @@ def add_indices(key: str, values: Tensor, seen: Tensor, pairs: Sequence[tuple[in
 def channel_statistics(
     batches: Iterable[dict[str, np.ndarray]], pairs: Pairs
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Mean and standard deviation (T, C + I) of each input's bands and indices where seen, streaming in float64."""
+    """Mean and standard deviation (T, C + I) of each input's bands and indices where seen, streaming in float64.
+
+    Raises
+    ------
+    CoverageError
+        An input was never seen.
+    """
     sums: dict[str, list[np.ndarray]] = {}
     for batch in batches:
         for key in NODATA.keys() & batch.keys():
@@ -110,6 +118,11 @@ def channel_statistics(
             sums[key] = [a + b for a, b in zip(sums[key], terms, strict=True)] if key in sums else terms
     statistics = {}
     for key, (count, total, squares) in sums.items():
+        if not count.any():
+            raise CoverageError(
+                f"no training tile has a single observation of {key}: check season, masks.max_scene and scenes of the "
+                "areas that the model learns from"
+            )
         mean = total / np.maximum(count, 1)
         variance = squares / np.maximum(count, 1) - mean**2
         statistics[key] = mean, np.sqrt(np.maximum(variance, 1.0))  # one step: a constant channel stays finite

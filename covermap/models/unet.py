@@ -46,7 +46,7 @@ class Unet(nn.Module):
         self.head = nn.Conv2d(width, classes, 1)
 
     def forward(self, inputs: dict[str, Tensor], valid: dict[str, Tensor]) -> Tensor:
-        """Logits (B, K, H, W) from inputs (B, T, C, H, W), 0 where not valid, and valid (B, T, H, W)."""
+        """Logits (B, K, H, W) from inputs (B, T, C, H, W), 0 where not valid, and valid (B, T, H, W), 0 to 1."""
         layers = []
         for name, values in inputs.items():
             layers.append(values.flatten(1, 2))  # (B, T*C, H, W)

@@ -42,6 +42,7 @@ from covermap.sentinel2.reading import (
     nearest_classes,
     read_strip,
     reflectance_steps,
+    repeats,
     strips_of,
 )
 from covermap.sentinel2.safe import product_of_safe
@@ -50,6 +51,7 @@ from covermap.strips import in_order
 
 log = logging.getLogger(__name__)
 
+METADATA = re.compile(r"MTD_MSI(L1C|L2A)\.xml")
 DEFECTIVE, CLASSES = 1, 12  # SCL
 FEW_FOREIGN = 0.01  # share of pixels of SCL that are no class, as lossy copies have them
 NEAREST = Resampling.nearest
@@ -73,10 +75,10 @@ def clip_s2(product: Path, clipped: Path, item: dict[str, Any], grid: Grid, sett
 
     Writes uint16 (band, y, x): ``settings.bands`` in order, 0.0001 of reflectance a step, offset applied, valid pixels
     1 to 65535 (saturated), 0 where the product has no data; then SCL, which is 0 wherever a band has no data. Bands of
-    the grid's zone are copied pixel by pixel, each 20 or 60 m pixel repeated (or interpolated, where the settings say
-    so); scenes of another zone or lattice are warped once. SCL is taken by nearest neighbour only. Level-1C has the
-    product's cloud mask as classes: 9 opaque cloud, 10 cirrus, 11 snow, 8 what ``cloud_model`` alone calls cloud, 7
-    the rest.
+    the grid's zone are copied pixel by pixel, each 20 or 60 m pixel repeated (or interpolated, where
+    ``settings.resampling`` says so); scenes of another zone or lattice are warped once, by ``settings.warp``. SCL is
+    taken by nearest neighbour only. Level-1C has the product's cloud mask as classes: 9 opaque cloud, 10 cirrus, 11
+    snow, 8 what ``cloud_model`` alone calls cloud, 7 the rest.
 
     Works on strips of whole blocks, so that each block is decoded once and while others are written. Memory is about
     (2 x threads + 4) x 2 bytes a pixel of a strip, which has 1024 to 1536 rows (4096 where pixels are interpolated),
@@ -93,7 +95,8 @@ def clip_s2(product: Path, clipped: Path, item: dict[str, Any], grid: Grid, sett
     Raises
     ------
     ProductError
-        The product is broken, is of another level, lacks a band, or tells no offset or two; names product, file, band.
+        The product is broken, is of another level, lacks a band, has metadata of another product, or tells no offset or
+        two; names product, file, band.
     CoverageError
         The scene lies outside the grid.
     SettingError
@@ -108,8 +111,7 @@ def clip_s2(product: Path, clipped: Path, item: dict[str, Any], grid: Grid, sett
         must_cover(scene.name, name, layout, first, layouts[first])
     window = _window(scene.name, layouts[first], grid)
     classes = _class_source(scene, layouts[first], window, settings)
-    resampling = Resampling[settings.resampling]
-    sources = [_band_source(scene.name, name, bands[name], layouts[name], window, resampling) for name in wanted]
+    sources = [_band_source(scene.name, name, bands[name], layouts[name], window, settings) for name in wanted]
     about = _about(scene, item, [bands[name] for name in settings.bands])
     names = (*settings.bands, SCL)
     with new_raster(
@@ -131,18 +133,22 @@ def open_product(product: Path, level: str = "L2A", offsets: Rule = "agreed") ->
     Raises
     ------
     ProductError
-        The file is missing, broken or unsafe, of another level, or neither a SAFE nor an item with rasters.
+        The file is missing, broken or unsafe, of another level, holds two products, or neither a SAFE nor an item with
+        rasters.
     """
     files = open_files(product)
     if "item.json" in files.names:
         return product_of_item(files, level, offsets)
-    for name in sorted(files.names, key=len):
-        if found := re.fullmatch(r"MTD_MSI(L1C|L2A)\.xml", PurePosixPath(name).name):
-            must_be_of_level(str(product), found[1], level)
-            return product_of_safe(files, name, level, offsets)
-    raise ProductError(
-        f"product {product} has neither MTD_MSI{level}.xml nor item.json: expected a Level-{level[1:]} product, {AGAIN}"
-    )
+    found = sorted(name for name in files.names if METADATA.fullmatch(PurePosixPath(name).name))
+    if not found:
+        raise ProductError(
+            f"product {product} has neither MTD_MSI{level}.xml nor item.json: expected a Level-{level[1:]} product, "
+            f"{AGAIN}"
+        )
+    if len(found) > 1:
+        raise ProductError(f"product {product} holds {' and '.join(found)}: expected one product, {AGAIN}")
+    must_be_of_level(str(product), PurePosixPath(found[0]).stem.removeprefix("MTD_MSI"), level)
+    return product_of_safe(files, found[0], level, offsets)
 
 
 def _model_bands(settings: Sentinel2) -> tuple[str, ...]:
@@ -150,6 +156,11 @@ def _model_bands(settings: Sentinel2) -> tuple[str, ...]:
 
 
 def _wanted(scene: Product, name: str) -> Band:
+    if name in scene.absent:
+        raise ProductError(
+            f"product {scene.name} has no band {name}: {scene.absent[name]}, which its metadata list, is absent: "
+            f"{AGAIN}"
+        )
     if name not in scene.bands:
         raise ProductError(
             f"product {scene.name} has no band {name}, it has {', '.join(sorted(scene.bands)) or 'none'}: {AGAIN}"
@@ -193,8 +204,9 @@ def _joined(texts: Iterable[str]) -> str:
     return every[0] if len(set(every)) == 1 else ",".join(every)
 
 
-def _band_source(product: str, name: str, band: Band, layout: Layout, window: Grid, resampling: Resampling) -> Source:
+def _band_source(product: str, name: str, band: Band, layout: Layout, window: Grid, settings: Sentinel2) -> Source:
     """Reflectance of a band as a layer of the file."""
+    resampling = Resampling[settings.resampling if repeats(layout, window) else settings.warp]
 
     def convert(dn: np.ndarray, nodata: float) -> np.ndarray:
         if band.quantification == STEPS and band.offset_from != DECLARED:
@@ -222,6 +234,8 @@ def _class_source(scene: Product, first: Layout, window: Grid, settings: Sentine
         return Source(SCL, read, strips_of(layout, window, NEAREST))
     if scene.clouds is None and settings.scl == "required":
         missing = "scene classification (SCL)" if scene.level != "L1C" else "cloud mask (MSK_CLASSI or MSK_CLOUDS)"
+        if SCL in scene.absent:
+            missing += f": {scene.absent[SCL]}, which its metadata list, is absent"
         raise ProductError(
             f"product {scene.name} has no {missing}, so clouds cannot be masked: set sentinel2.scl to 'optional' if "
             "all of it counts as clear"

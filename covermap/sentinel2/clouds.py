@@ -8,6 +8,7 @@ doi:10.1016/j.rse.2022.112990).
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,7 @@ CLEAR, CLOUD, OPAQUE, CIRRUS, SNOW = 7, 8, 9, 10, 11  # SCL: unclassified, cloud
 MASK = "cloud mask"  # in messages, where a band would stand
 LAYERS = (OPAQUE, CIRRUS, SNOW)  # of MSK_CLASSI, in order; the first one counts
 KINDS = {"OPAQUE": OPAQUE, "CIRRUS": CIRRUS}  # of MSK_CLOUDS
+ROOT = re.compile(r"\{[^}]*/eop/[^}]*\}Mask")  # of MSK_CLOUDS
 MODEL_BANDS = ("B01", "B02", "B04", "B05", "B08", "B8A", "B09", "B10", "B11", "B12")
 CELL = 6  # pixels of 10 m along a pixel of the model
 MODEL_ROWS = 64  # of cells at once
@@ -56,10 +58,12 @@ def read_polygons(content: bytes, product: str, crs: str, target: str) -> Polygo
     Raises
     ------
     ProductError
-        The file is no XML, or a polygon is none.
+        The file is no XML or no mask, or a polygon is none.
     """
     try:
         root = ElementTree.fromstring(content)
+        if not _all(root, "MaskFeature") and not ROOT.fullmatch(root.tag):  # a clear scene's is empty
+            raise ValueError(f"its root is {root.tag} and it has no MaskFeature")
         polygons = [
             (_polygon(feature), KINDS[kind])
             for feature in _all(root, "MaskFeature")

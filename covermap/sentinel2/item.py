@@ -13,7 +13,7 @@ from affine import Affine
 from rasterio.transform import array_bounds
 
 from covermap.errors import ProductError
-from covermap.scenes import level_of
+from covermap.scenes import level_of, product_name
 from covermap.sentinel2.offsets import (
     OFFSETS_FROM_DAY,
     OFFSETS_SINCE,
@@ -23,12 +23,13 @@ from covermap.sentinel2.offsets import (
     offset_by_baseline,
 )
 from covermap.sentinel2.product import AGAIN, BAND_IDS, SCL, STEPS, Band, Files, Product, must_be_of_level
-from covermap.sentinel2.safe import read_metadata
+from covermap.sentinel2.safe import Metadata, must_be_of_product, read_metadata
 
 DECLARED = "declared in the item"
 OWN = "the product's metadata"
 APPLIED = "earthsearch:boa_offset_applied"
 METADATA_KEYS = ("product-metadata", "product_metadata")
+ORIGINAL = re.compile(r"-jp2$", re.IGNORECASE)  # asset keys of Earth Search: files as delivered, beside its COGs
 # Planetary Computer names its items after the product, less the baseline; it declares no offset and applies none
 AS_DELIVERED = re.compile(r"S2[A-D]_MSIL2A_\d{8}T\d{6}_R\d{3}_T\w{5}_\d{8}T\d{6}")
 COMMON_NAMES = {  # asset keys of Earth Search and eo:common_name, where it tells one band from all others
@@ -47,8 +48,6 @@ COMMON_NAMES = {  # asset keys of Earth Search and eo:common_name, where it tell
     "swir22": "B12",
 }
 
-Numbers = dict[str, tuple[float, float]]  # offset [DN] and quantification by band
-
 
 def product_of_item(files: Files, level: str, offsets: Rule) -> Product:
     """Product of an item with rasters: bands by asset key, or by the names that a multi-band asset gives them.
@@ -56,7 +55,7 @@ def product_of_item(files: Files, level: str, offsets: Rule) -> Product:
     Raises
     ------
     ProductError
-        It is no item, is of another level, or an offset contradicts the baseline.
+        It is no item, is of another level, has metadata of another product, or an offset contradicts the baseline.
     """
     try:
         item = json.loads(files.read("item.json"))
@@ -64,7 +63,7 @@ def product_of_item(files: Files, level: str, offsets: Rule) -> Product:
         must_be_of_level(name, level_of(item), level)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ProductError(f"product {files.root}: item.json is no STAC item ({error!r}): {AGAIN}") from error
-    own = _own_numbers(files, assets, name, level)
+    own = _own_metadata(files, item, name, level)
     found: dict[str, tuple[float, Band]] = {}
     for key, asset in assets.items():
         file = str(PurePosixPath(asset.get("href", "")))
@@ -75,7 +74,8 @@ def product_of_item(files: Files, level: str, offsets: Rule) -> Product:
             if band is None or (band in found and found[band][0] <= pixel_m):
                 continue
             what = f"{name}, band {band}"
-            offset, quantification, source = _band_numbers(what, band, numbers, item, own, offsets)
+            applied = _applied(key, file, item["properties"])
+            offset, quantification, source = _band_numbers(what, band, numbers, item, own, applied, offsets)
             nodata = numbers.get("nodata")
             found[band] = (
                 pixel_m,
@@ -87,32 +87,50 @@ def product_of_item(files: Files, level: str, offsets: Rule) -> Product:
                     nodata=float(nodata) if nodata is not None else None,
                     offset_from=source,
                     place=_declared_place(asset, item["properties"]),
+                    pixel_m=_told_pixel(key) or None,
+                    meant_quantification=_meant_quantification(band, item, own, offsets),
                 ),
             )
     return Product(name, level, {band: source for band, (_, source) in found.items()}, baseline)
 
 
-def _own_numbers(files: Files, assets: dict[str, Any], product: str, level: str) -> Numbers:
-    """Offset and quantification by band from the metadata of the product, where the item brings them."""
+def _own_metadata(files: Files, item: dict[str, Any], product: str, level: str) -> Metadata | None:
+    """The metadata of the product, where the item brings them."""
     for key in METADATA_KEYS:
-        file = str(PurePosixPath(assets.get(key, {}).get("href", "")))
+        file = str(PurePosixPath(item["assets"].get(key, {}).get("href", "")))
         if file in files.names:
-            return read_metadata(files.read(file), product, level)[0]
-    return {}
+            own = read_metadata(files.read(file), product, level)
+            must_be_of_product(product, own, level, product_name(item), baseline_of(item))
+            return own
+    return None
+
+
+def _applied(key: str, file: str, properties: dict[str, Any]) -> bool | None:
+    """Whether the pixels of an asset hold the offset already; None: untold. What the item tells is of its COGs."""
+    if APPLIED not in properties:
+        return None
+    return bool(properties[APPLIED]) and not ORIGINAL.search(key) and not file.lower().endswith(".jp2")
 
 
 def _band_numbers(
-    what: str, band: str, numbers: dict[str, Any], item: dict[str, Any], own: Numbers, rule: Rule
+    what: str,
+    band: str,
+    numbers: dict[str, Any],
+    item: dict[str, Any],
+    own: Metadata | None,
+    applied: bool | None,
+    rule: Rule,
 ) -> tuple[float, float, str]:
     """Offset [DN] and quantification of an asset's band, and where the offset comes from (empty: nothing tells it)."""
-    offset, quantification = _declared_numbers(what, numbers, item, own.get(band, (0, STEPS))[1])
+    by_default = own.numbers[band][1] if own and band != SCL else STEPS
+    offset, quantification = _declared_numbers(what, numbers, item, by_default)
     if band == SCL or (offset is not None and quantification == 1):  # classes, or reflectance: no digital numbers
         return offset or 0, quantification, DECLARED
-    meant = _meant_offset(band, item, own)
-    if item["properties"].get(APPLIED) and (rule != "baseline" or meant is None):
+    meant = _meant_offset(what, band, item, own, rule)
+    if applied and (rule != "baseline" or meant is None):
         return 0, quantification, APPLIED  # the pixels hold it already, whatever is declared
     if offset is None:
-        offset, source = _undeclared(item, meant, rule)
+        offset, source = _undeclared(item, meant, applied, rule)
         return offset, quantification, source
     settled = agreed_offset(what, (offset, DECLARED), meant, rule)
     return settled[0], quantification, settled[1]
@@ -137,28 +155,38 @@ def _declared_numbers(
     return declared if told else None, quantification
 
 
-def _meant_offset(band: str, item: dict[str, Any], own: Numbers) -> tuple[float, str] | None:
+def _meant_offset(
+    what: str, band: str, item: dict[str, Any], own: Metadata | None, rule: Rule
+) -> tuple[float, str] | None:
     """Offset [DN] that the product's metadata or else its baseline mean, and which of them; None: they tell none."""
-    if band in own:
-        return own[band][0], OWN
-    baseline = baseline_of(item)
-    offset = offset_by_baseline(baseline)
-    return None if offset is None else (offset, f"baseline {baseline}")
+    by_baseline = offset_by_baseline(baseline_of(item) or (own.baseline if own else ""))
+    return agreed_offset(what, (own.numbers[band][0], OWN), by_baseline, rule) if own else by_baseline
 
 
-def _undeclared(item: dict[str, Any], meant: tuple[float, str] | None, rule: Rule) -> tuple[float, str]:
+def _meant_quantification(band: str, item: dict[str, Any], own: Metadata | None, rule: Rule) -> float | None:
+    """Quantification that whole numbers must have; None: any, since nobody tells it or the declared one counts."""
+    if band == SCL or rule == "declared":
+        return None
+    if own:
+        return own.numbers[band][1]
+    return STEPS if offset_by_baseline(baseline_of(item)) else None
+
+
+def _undeclared(
+    item: dict[str, Any], meant: tuple[float, str] | None, applied: bool | None, rule: Rule
+) -> tuple[float, str]:
     """Offset [DN] where the item declares none, and its source; empty: nobody tells it.
 
-    A baseline with offsets does not tell whether somebody applied them, except of items that are known to be as
-    delivered, or where ``rule`` lets the baseline decide.
+    A baseline with offsets does not tell whether somebody applied them, except where the item says that nobody did
+    (``applied`` is False) or is known to be as delivered, or where ``rule`` lets the baseline decide.
     """
     if meant is None:
         properties = item["properties"]
         taken = str(properties.get("datetime") or properties.get("start_datetime") or "9999")
         old = not baseline_of(item) and taken < OFFSETS_FROM_DAY
         return 0, f"assumed: no baseline told, taken before {OFFSETS_FROM_DAY}" if old else ""
-    known = meant[0] == 0 or meant[1] == OWN or rule == "baseline" or AS_DELIVERED.fullmatch(item["id"])
-    return meant if known else (0, "")
+    as_delivered = applied is False or AS_DELIVERED.fullmatch(item["id"])
+    return meant if as_delivered or meant[0] == 0 or meant[1] == OWN or rule == "baseline" else (0, "")
 
 
 def untold(product: Product, band: str) -> ProductError:
@@ -183,8 +211,8 @@ def _band_names(key: str, asset: dict[str, Any]) -> list[tuple[str | None, dict[
 
 
 def band_of(name: str) -> str | None:
-    """Band that an asset key or band name means (``B2``, ``b02``, ``B02_10m``, ``blue``), or None."""
-    word = re.sub(r"[_-](10|20|60)m$", "", name.strip(), flags=re.IGNORECASE).lower()
+    """Band that an asset key or band name means (``B2``, ``b02``, ``B02_10m``, ``blue``, ``blue-jp2``), or None."""
+    word = re.sub(r"[_-](10|20|60)m$", "", ORIGINAL.sub("", name.strip()), flags=re.IGNORECASE).lower()
     band = re.sub(r"^b(\d)(?=$|a$)", r"b0\1", word).upper().replace("B08A", "B8A")
     return band if band in {*BAND_IDS, SCL} else COMMON_NAMES.get(word)
 

@@ -6,6 +6,7 @@ processing baseline 04.00 on and in all of Collection 1 (05.00 and later, of any
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Literal
 
@@ -17,23 +18,36 @@ OFFSETS_SINCE = "04.00"  # processing baseline, in operation from the day below 
 OFFSETS_FROM_DAY = "2022-01-25"
 OFFSET = -1000.0  # DN, of every band of every baseline since
 BY_HAND = "99.99"  # baseline of products that a person made with the processor: it tells nothing
+SAME_DN = 0.01  # offsets that differ by less are one: declared ones are quotients of rounded numbers
 
 
 def baseline_of(item: dict[str, Any]) -> str:
     """Processing baseline of an item, such as ``05.09``, by its fields or else its product's name; empty: untold."""
     properties = item["properties"]
     for word in ("s2:processing_baseline", "processing:version"):
-        if told := re.fullmatch(r"(\d\d?)\.(\d\d?)", str(properties.get(word) or "")):
-            return f"{told[1]:0>2}.{told[2]:0<2}"
-    named = re.search(r"_N(\d\d)(\d\d)_R\d{3}_", str(properties.get("s2:product_uri") or item["id"]))
-    return f"{named[1]}.{named[2]}" if named else ""
+        if baseline := parsed_baseline(str(properties.get(word) or "")):
+            return baseline
+    named = re.search(r"_N(\d{4})_R\d{3}_", str(properties.get("s2:product_uri") or item["id"]))
+    return parsed_baseline(named[1]) if named else ""
 
 
-def offset_by_baseline(baseline: str) -> float | None:
-    """Offset [DN] that a processing baseline means; None: it tells none."""
+def parsed_baseline(text: str) -> str:
+    """Processing baseline in the form ``05.09``, out of ``05.09``, ``5.9``, ``0509`` and the like; empty: it is none.
+
+    The number 5.1 is 05.10, which lost its last zero; no baseline has a second part from 20 on, so 5.9 is 05.09.
+    """
+    told = re.fullmatch(r"N?(\d\d?)\.(\d\d?)|N?(\d\d)(\d\d)", text.strip())
+    if told is None:
+        return ""
+    major, minor = filter(None, told.groups())
+    return f"{major:0>2}.{'10' if minor == '1' else minor.zfill(2)}"
+
+
+def offset_by_baseline(baseline: str) -> tuple[float, str] | None:
+    """Offset [DN] that a processing baseline means, and this as its source; None: it tells none."""
     if baseline in ("", BY_HAND):
         return None
-    return OFFSET if baseline >= OFFSETS_SINCE else 0.0
+    return (OFFSET if baseline >= OFFSETS_SINCE else 0.0), f"baseline {baseline}"
 
 
 def agreed_offset(
@@ -41,7 +55,7 @@ def agreed_offset(
 ) -> tuple[float, str]:
     """Offset [DN] and its source, out of the declared one and that which the baseline or the metadata mean.
 
-    Two offsets contradict each other where one alone is zero; otherwise the declared one counts.
+    Two offsets contradict each other where they differ by more than rounding; otherwise the declared one counts.
 
     Parameters
     ----------
@@ -54,12 +68,12 @@ def agreed_offset(
     ProductError
         They contradict each other and the rule is ``agreed``.
     """
-    if meant is None or (declared[0] == 0) == (meant[0] == 0):
+    if meant is None or math.isclose(declared[0], meant[0], rel_tol=0, abs_tol=SAME_DN):
         return declared
     if rule == "agreed":
         raise ProductError(
             f"product {what}: offset {declared[0]:g} ({declared[1]}) contradicts offset {meant[0]:g} ({meant[1]}): "
-            "look whether dark water is near 0 or near 1000 in the pixels, and set sentinel2.offsets to 'declared' or "
-            "'baseline'"
+            "look whether dark water is near 0 or near 1000 in the pixels, and mend what is wrong or set "
+            "sentinel2.offsets to 'declared' or 'baseline'"
         )
     return declared if rule == "declared" else meant

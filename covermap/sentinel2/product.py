@@ -21,7 +21,8 @@ class Band:
     """Where a band lies and what its numbers mean: reflectance = (DN + offset) / quantification.
 
     ``offset_from`` says where the offset comes from, and is empty where nothing tells it (0 is no answer then).
-    ``place`` is the CRS and bounds that the product's metadata give, for rasters that carry none.
+    ``place`` is the CRS and bounds that the product's metadata give, for rasters that carry none. ``pixel_m`` is the
+    pixel that the name tells, and ``meant_quantification`` the one that whole numbers must have; None: untold.
     """
 
     path: str
@@ -31,6 +32,8 @@ class Band:
     nodata: float | None = None
     offset_from: str = ""
     place: tuple[str, tuple[float, ...]] | None = None
+    pixel_m: int | None = None
+    meant_quantification: float | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Product:
     """The bands of a scene by name; ``name`` tells the stored file too.
 
     Level-2A has SCL among its bands; Level-1C has a cloud mask, as the path of a raster or the content of a GML file.
+    ``absent`` are the files, by band, that the metadata list and the product lacks.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Product:
     bands: Mapping[str, Band]
     baseline: str = ""
     clouds: str | bytes | None = None
+    absent: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

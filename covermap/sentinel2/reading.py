@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,7 +61,8 @@ def layout_of(product: str, name: str, band: Band) -> Layout:
     Raises
     ------
     ProductError
-        The raster is broken or lies nowhere.
+        The raster is broken, lies nowhere, has another pixel than its name tells, or holds whole numbers of another
+        quantification than its product has.
     """
     with _opened(product, name, band) as raster:
         if band.index > raster.count:
@@ -69,10 +71,27 @@ def layout_of(product: str, name: str, band: Band) -> Layout:
                 f"{raster.count}: {AGAIN}"
             )
         crs, transform = _placed(product, name, raster, band)
+        if band.pixel_m and crs.is_projected and abs(transform.a - band.pixel_m) > 0.01:
+            raise ProductError(
+                f"product {product}, band {name}: {band.path} has pixels of {transform.a:g} m, but {band.pixel_m} m by "
+                f"its name: {AGAIN}"
+            )
+        _must_be_quantified(product, name, band, raster.dtypes[band.index - 1])
         nodata = raster.nodata if raster.nodata is not None else band.nodata
         if nodata is None:
             nodata = np.nan if np.issubdtype(raster.dtypes[0], np.floating) else 0
         return Layout(crs, transform, raster.height, raster.width, raster.block_shapes[band.index - 1][0], nodata)
+
+
+def _must_be_quantified(product: str, name: str, band: Band, dtype: str) -> None:
+    """Refuse whole numbers of a wrong scale; floats may be reflectance already."""
+    meant = band.meant_quantification
+    if meant and np.issubdtype(dtype, np.integer) and not math.isclose(band.quantification, meant, rel_tol=1e-6):
+        raise ProductError(
+            f"product {product}, band {name}: scale {1 / band.quantification:g} is declared for {dtype}, but digital "
+            f"numbers of the product have {1 / meant:g}: mend scale and offset in the item's raster:bands, or set "
+            "sentinel2.offsets to 'declared'"
+        )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from covermap.errors import CoverageError
 from covermap.inputs import DAY, NODATA, index_pairs
 from covermap.models import MODELS
 from covermap.models.normalise import Normalised, channel_statistics
@@ -136,13 +137,14 @@ def probed(integers, indices=()):
 
 def test_a_network_gets_the_mask_of_every_step_of_every_input():
     given = rich_inputs()
-    given["s1"][0, 2, 1, 5, 6] = NODATA["s1"]  # one polarisation is enough
+    given["s1"][0, 2, 1, 5, 6] = NODATA["s1"]  # one polarisation of two
     given["s2"][1, 0, :, 7, 8] = NODATA["s2"]
     given["terrain"][0, 0, 0, 9, 9] = NODATA["terrain"]
     given[DAY][0, 1, 3, 3] = 0  # filled in from the other step
     values, valid = probed(given)
-    unseen = {key: mask.logical_not().nonzero().tolist() for key, mask in valid.items()}
+    unseen = {key: (mask < 1).nonzero().tolist() for key, mask in valid.items()}
     assert unseen == {"s1": [[0, 2, 5, 6]], "s2": [[0, 1, 3, 3], [1, 0, 7, 8]], "terrain": [[0, 0, 9, 9]]}
+    assert (valid["s1"][0, 2, 5, 6], valid["s2"][0, 1, 3, 3], valid["s2"][1, 0, 7, 8]) == (0.5, 0, 0)
     assert {key: mask.shape[1] for key, mask in valid.items()} == {"s1": 3, "s2": 2, "terrain": 1}
     assert (values["s2"][0, 1, :, 3, 3] == given["s2"][0, 1, :, 3, 3]).all()
 
@@ -157,7 +159,7 @@ def test_indices_by_hand():
     ndvi, ndwi = values["s2"][0, 1, 4:, 0]
     assert ndvi.tolist() == [5000, 0, 0]  # (3000 - 1000) / (3000 + 1000)
     torch.testing.assert_close(ndwi, torch.tensor([-24000 / 3.6, 0, -24000 / 3.6]))  # (600 - 3000) / (600 + 3000)
-    assert valid["s2"][0, 1, 0].tolist() == [True, False, False]
+    torch.testing.assert_close(valid["s2"][0, 1, 0], torch.tensor([1, 0, 4 / 6]))  # without B04 and NDVI
 
 
 def test_statistics_of_indices_are_those_of_where_their_bands_were_seen():
@@ -203,3 +205,8 @@ def test_every_network_has_options():
 def test_its_options_know_what_a_side_must_be_a_multiple_of(net):
     name = type(net.network).__name__.lower()
     assert OPTIONS[name]().multiple == getattr(net.network, "multiple", 1)
+
+
+def test_an_input_that_was_never_seen_teaches_nothing():
+    with pytest.raises(CoverageError, match="no training tile has a single observation of s2"):
+        channel_statistics([{"s2": np.zeros((3, 1, 2, 4, 4), np.uint16)}], {})

@@ -9,7 +9,7 @@ import rasterio
 from covermap.grid import Grid
 from covermap.raster import read_window, write_raster
 from covermap.settings import Composite, Masks, Period
-from covermap.shoreline import mask_shoreline, sweep_shoreline
+from covermap.shoreline import find_shoreline, mask_shoreline, sweep_shoreline
 
 from ..conftest import DATA
 
@@ -47,7 +47,8 @@ def excluded(world, scenes, masks, name):
     folder, labels, _ = world
     period, lowest = Period(start="2023-08-01", end="2023-08-31"), folder / f"{name}.ndwi.tif"
     masked = folder / f"{name}.tif"
-    mask_shoreline(labels, scenes, masked, lowest, GRID, period, (WATER,), 0.0, masks, Composite())
+    find_shoreline(labels, scenes, lowest, GRID, period, (WATER,), masks, Composite())
+    mask_shoreline(labels, lowest, masked, GRID, (WATER,), 0.0)
     before, after = (read_window(path, GRID, fill=0)[0] for path in (labels, masked))
     assert ((after == 255) <= (before == WATER)).all()
     return (after == 255).sum() / (before == WATER).sum(), lowest

@@ -164,8 +164,27 @@ def test_clouds_and_older_baselines_are_left_out(root, caplog):
     old, new = name.format("0301", "20210810T120000"), name.format("0500", "20230201T120000")
     catalog = write_catalog(root, scene("cloudy", cloud=60.1), scene("clear", cloud=60), scene(old), scene(new))
     assert [item["id"] for item in search(catalog)] == [new, "clear"]
-    assert f"{old} left out: {new} has the later baseline 0500" in caplog.text
+    assert f"{old} left out: {new} has the later baseline 05.00" in caplog.text
     assert "cloudy left out: 60.1 % of clouds, at most 60 %" in caplog.text
+
+
+def test_a_clear_older_baseline_never_stands_in_for_a_cloudy_newer_one(root):
+    name = "S2A_MSIL2A_20210810T100000_N{}_R022_T32UNA_{}"
+    old, new = name.format("0301", "20210810T120000"), name.format("0500", "20230201T120000")
+    catalog = write_catalog(root, scene(old, cloud=10), scene(new, cloud=80), scene("clear", cloud=20))
+    assert [item["id"] for item in search(catalog)] == ["clear"]
+    with pytest.raises(CoverageError, match=r": 1 have more clouds than max_cloud 60 %, the clearest 80 %"):
+        search(write_catalog(root, scene(old, cloud=10), scene(new, cloud=80)))
+
+
+def test_baselines_compare_in_all_their_forms():
+    def told(baseline, **more):
+        return scene(str(baseline), **{"s2:mgrs_tile": "32UNA", "s2:processing_baseline": baseline, **more})
+
+    items = [told("5.9"), told(5.1), told("04.00"), told("0509"), told("99.99")]
+    (kept,) = newest_baseline(items)
+    assert kept["id"] == "5.1"
+    assert kept["properties"]["covermap:supersedes"] == ["04.00", "0509", "5.9", "99.99"]
 
 
 def test_parts_of_one_tile_and_other_acquisitions_are_kept():

@@ -34,11 +34,10 @@ def test_a_stack_says_what_its_axes_mean(tmp_path):
 def test_steps_and_layers_have_names_that_hold_in_any_year(tmp_path, every, firsts, names):
     about = {"method": "median", "every": every, "fill": "linear", "level": "L1C"}
     s2 = xr.Variable(("date", "band"), np.zeros((len(firsts), 1)), about)
-    terrain = xr.Variable(("layer",), np.zeros(2))
     dates = np.array(firsts, "datetime64[ns]")
-    coordinates = {"date": dates, "band": ["B08"], "layer": ["slope", "elevation"]}
+    coordinates = {"date": dates, "band": ["B08"]}
     with zarr.storage.ZipStore(tmp_path / "stack.zarr.zip", mode="w") as store:
-        xr.Dataset({"s2": s2, "terrain": terrain}, coordinates).to_zarr(store, zarr_format=2)
+        xr.Dataset({"s2": s2}, coordinates, {"layers": "slope,elevation"}).to_zarr(store, zarr_format=2)
     expected = {
         "s2": {"band": ["B08"], "step": names, "level": ["L1C"], "fill": ["linear"]},
         "terrain": {"layer": ["slope", "elevation"]},

@@ -10,8 +10,23 @@ from scipy.ndimage import gaussian_filter
 
 from covermap.errors import ProductError
 from covermap.grid import Grid
+from covermap.masks import clear_mask
 from covermap.quality import binned_mean, check_scene, median_without, middle_values, reference_block
-from covermap.quicklook import DB_RANGES, HATCH, TONE_SHARE, TONES, captioned, draw_backscatter, draw_reflectance
+from covermap.quicklook import (
+    DB_RANGES,
+    HATCH,
+    INK,
+    PAPER,
+    TONE_SHARE,
+    TONES,
+    WHITE_REFLECTANCE,
+    captioned,
+    colour_key,
+    draw_backscatter,
+    draw_reflectance,
+    round_below,
+    scale_bar,
+)
 from covermap.raster import read_window, write_raster
 from covermap.settings import Masks, Period, Registration
 
@@ -71,6 +86,10 @@ def check(scene, reference, grid=GRID, masks=MASKS, bands=BANDS, settings=SETTIN
     quality, quicklook = (scene.parent / name / f"{scene.stem}{suffix}" for suffix in (".json", ".png"))
     check_scene(scene, reference, quality, quicklook, item, grid, bands, ("VV", "VH"), masks, settings)
     return json.loads(quality.read_text())
+
+
+def counted(scl):
+    return ",".join(map(str, np.bincount(np.asarray(scl).ravel(), minlength=12)))
 
 
 def shift_of(figures):
@@ -162,6 +181,15 @@ def test_a_scene_does_not_hold_its_own_place(tmp_path):
     assert check(scenes[0], reference)["shift"]["trusted"]
 
 
+@pytest.mark.parametrize(("count", "told"), [(2, (1.5, -1.0)), (3, (3, -2)), (6, (3, -2))])
+def test_a_scene_that_is_far_off_comes_back_to_the_others(tmp_path, count, told):
+    scenes = [optical(tmp_path, month, (3.0, -2.0) if month == 1 else (0, 0)) for month in range(1, count + 1)]
+    reference = [refer(tmp_path, s2=scenes)]
+    assert shift_of(check(scenes[0], reference)) == pytest.approx(told, abs=0.1)
+    if count > 3:
+        assert shift_of(check(scenes[1], reference)) == pytest.approx((0, 0), abs=0.1)
+
+
 def test_a_scene_alone_is_compared_with_nothing(tmp_path):
     scene = optical(tmp_path, 1, (0.7, 0.7))
     assert check(scene, [refer(tmp_path, s2=[scene])])["shift"] is None
@@ -202,30 +230,71 @@ def test_scenes_smaller_than_a_patch_are_compared_as_they_are(tmp_path):
 # --- figures
 
 
-def test_shares_are_of_the_area(tmp_path):
+def test_shares_are_of_the_area_and_sum_up_to_it(tmp_path):
     scl = np.full(GRID.shape, 4)
-    scl[:64], scl[64:80], scl[80:88], scl[88:90], scl[90:91] = 0, 9, 3, 11, 1
+    scl[:64], scl[64:80], scl[80:88], scl[88:90], scl[90:91], scl[91:94] = 0, 9, 3, 11, 1, 7
     wide = GRID.window(0, 0, 256, 512)
-    figures = check(optical(tmp_path, 1, scl=scl, below_zero=0.07), [], grid=wide)
+    masks = Masks(classes=(0, 1, 3, 7, 8, 9, 10, 11), dilate_m=0)
+    figures = check(optical(tmp_path, 1, scl=scl, below_zero=0.07), [], grid=wide, masks=masks)
     shares = {name: share * 512 for name, share in figures["shares"].items()}  # in rows of the scene
-    expected = {"no_data": 256 + 64, "clear": 256 - 91, "cloud": 16, "shadow": 8, "snow": 2, "defective": 1}
+    expected = {"cloud": 16, "shadow": 8, "snow": 2, "defective": 1, "other": 3, "rim": 0}
+    expected |= {"no_data": 256 + 64, "clear": 256 - 94}
     assert shares == {name: pytest.approx(rows, abs=0.01) for name, rows in expected.items()}
     assert figures["below_zero"] == 0.07
     assert (figures["tile"], figures["platform"], figures["sensor"]) == ("21LYF", "sentinel-2a", "sentinel2")
 
 
-def test_counts_of_the_clip_are_taken_as_they_are(tmp_path):
-    counts = [0, 0, 0, 0, 65536 // 2, 0, 0, 0, 0, 65536 // 4, 65536 // 4, 0]
-    figures = check(optical(tmp_path, 1, scl_counts=",".join(map(str, counts))), [])
-    assert (figures["shares"]["clear"], figures["shares"]["cloud"]) == (0.5, 0.5)
+def test_clear_is_what_composites_use(tmp_path):
+    """Masks grow by two pixels, and specks of cloud are dropped: both change what is clear, and so does the rim."""
+    scl = np.full(GRID.shape, 4)
+    scl[64:128], scl[200, 200], scl[20, 20], scl[250:, :3] = 9, 9, 1, 10
+    masks = Masks(classes=(0, 1, 3, 8, 9, 11), dilate_m=20, erode_m=10)
+    shares = check(optical(tmp_path, 1, scl=scl), [], masks=masks)["shares"]
+    pixels = {name: round(share * scl.size) for name, share in shares.items()}
+    clear = clear_mask(scl.astype(np.uint8), masks.classes, 2, 1)
+    grown = 13 - 1  # a disc of two pixels around the defective one
+    assert pixels == {
+        "no_data": 0, "clear": int(clear.sum()), "rim": 4 * 256 + grown, "cloud": 64 * 256, "shadow": 0, "snow": 0,
+        "defective": 1, "other": 0,
+    }  # fmt: skip
+    assert clear[200, 200] and clear[250:, :3].all()  # a speck, and a class that is not masked
+
+
+def test_only_the_area_counts_and_clouds_beyond_it_reach_in(tmp_path):
+    scl = np.full(GRID.shape, 4)
+    scl[:20], scl[:, :40] = 9, 9
+    area = GRID.window(20, 41, 100, 200)
+    figures = check(optical(tmp_path, 1, scl=scl), [], grid=area, masks=Masks(dilate_m=20))
+    pixels = {name: round(share * 20_000) for name, share in figures["shares"].items() if share}
+    assert pixels == {"rim": 2 * 200 + 98, "clear": 20_000 - 498}
+    left, top, right, bottom = figures["picture_box"]
+    assert (right - left, bottom - top) == (400, 200)
+    beyond = check(optical(tmp_path, 2), [], grid=GRID.window(400, 400, 50, 50))
+    assert {name for name, share in beyond["shares"].items() if share} == {"no_data"}
+
+
+def test_pixels_that_no_mask_names_are_never_clear_when_defective(tmp_path):
+    scl = np.where(np.arange(256)[:, None] < 64, 1, 4) * np.ones(GRID.shape, int)
+    shares = check(optical(tmp_path, 1, scl=scl), [], masks=Masks(classes=(), dilate_m=0))["shares"]
+    assert (shares["defective"], shares["clear"]) == (0.25, 0.75)
 
 
 def test_a_scene_that_stacks_do_without_says_why(tmp_path):
-    scl = np.where(np.arange(256)[:, None] < 64, 9, 4)
-    scene = optical(tmp_path, 1, scl=scl)
+    scl = np.where(np.arange(256)[:, None] < 64, 9, 4) * np.ones(GRID.shape, int)
+    scene = optical(tmp_path, 1, scl=scl, scl_counts=counted(scl))
     assert check(scene, [], masks=Masks(dilate_m=0, max_scene=30))["left_out"] is None
-    told = check(scene, [], masks=Masks(dilate_m=0, max_scene=20))["left_out"]
-    assert told == "25.0 % of it is masked, more than 20 %"
+    assert check(scene, [], masks=Masks(dilate_m=0, max_scene=20))["left_out"] == "25.0 % masked, limit 20 %"
+
+
+@pytest.mark.parametrize("told", ["a,b", "1,2", "1,2,3,4,5,6,7,8,9,10,11,12,13", ",,,,,,,,,,,", ""])
+def test_broken_counts_are_one_clear_error(tmp_path, told):
+    scene = optical(tmp_path, 1, scl_counts=told)
+    expected = (
+        rf"S2A_.*\.tif has no usable tag 'scl_counts' \('{told}', expected 12 numbers joined by commas\): remove it"
+    )
+    with pytest.raises(ProductError, match=expected):
+        check(scene, [], masks=Masks(dilate_m=0, max_scene=20))
+    assert not (tmp_path / "out").exists()
 
 
 def test_figures_of_radar(tmp_path):
@@ -261,16 +330,20 @@ def test_a_broken_reference_is_named_and_leaves_nothing(tmp_path):
 
 def test_a_picture_shows_what_is_masked_and_what_is_missing(tmp_path):
     scl = np.full(GRID.shape, 4)
-    scl[:64], scl[64:128], scl[128:192] = 0, 9, 3
+    scl[:64], scl[64:128], scl[130:192] = 0, 9, 3
     scene = optical(tmp_path, 1, scl=scl, noise=0)
-    figures = check(scene, [])
+    figures = check(scene, [], masks=Masks(dilate_m=20))
+    left, top, right, bottom = figures["picture_box"]
     with Image.open(tmp_path / "out" / f"{scene.stem}.png") as image:
-        assert figures["picture_pixels"] == [256, 256] and image.width == 480 and image.height > 300
-        picture = np.asarray(image)[:256, :256].astype(int)
+        assert (right - left, top, bottom) == (256, 0, 256) and image.height > 300
+        assert left == (image.width - 256) // 2 > 0
+        sheet = np.asarray(image).astype(int)
+    assert (sheet[:256, :left] == PAPER).all() and (sheet[:256, right:] == PAPER).all()
+    picture = sheet[:256, left:right]
     assert set(np.unique(picture[:64])) == set(HATCH)
     plain = draw_reflectance(read_window(scene, GRID, fill=0, indexes=[3, 2, 1]) / np.float32(10_000)).astype(int)
-    np.testing.assert_array_equal(picture[192:], plain[192:])
-    for rows, kind in ((slice(64, 128), "cloud"), (slice(128, 192), "shadow")):
+    np.testing.assert_array_equal(picture[194:], plain[194:])
+    for rows, kind in ((slice(64, 128), "cloud"), (slice(128, 130), "rim"), (slice(130, 192), "shadow")):
         mixed = (1 - TONE_SHARE) * plain[rows] + TONE_SHARE * np.array(TONES[kind])
         assert np.abs(picture[rows] - mixed).max() <= 1
 
@@ -281,23 +354,60 @@ def test_large_scenes_are_drawn_small(tmp_path):
     path = tmp_path / "S1A_IW_GRDH_x.tif"
     tags = {"datetime": "2021-01-05T09:09:42Z"}
     write_raster(path, values, wide, nodata=np.nan, descriptions=("VV", "VH"), tags=tags)
-    assert check(path, [], grid=wide)["picture_pixels"] == [667, 86]
+    assert check(path, [], grid=wide)["picture_box"] == [0, 0, 667, 86]
 
 
-def test_one_band_is_grey_and_stretches_are_fixed():
-    picture = draw_reflectance(np.array([[[0.0, 0.5, 2.0]]]))
-    assert picture[0].tolist() == [[0] * 3, [255] * 3, [255] * 3]
+def test_stretches_are_fixed():
+    grey = draw_reflectance(np.array([[[-0.01, 0.0, 0.03, 0.3, 0.6, WHITE_REFLECTANCE, 2.0]]]))[0, :, 0].tolist()
+    assert grey == [0, 0, 48, 191, 229, 255, 255]  # 255 r (1 + 0.15 / 1.2) / (r + 0.15): roofs are darker than clouds
     (low, high), *_ = DB_RANGES
     assert draw_backscatter(np.array([[[low, high]]]))[0].tolist() == [[0] * 3, [255] * 3]
     colours = draw_backscatter(np.array([[[-10.0]], [[-17.0]]]))[0, 0]
     assert colours.tolist() == [128, 128, 106]  # (7 - 2) / 12 of blue
 
 
+def test_the_key_says_what_the_colours_of_radar_are():
+    assert colour_key(["VV", "VH"]) == [
+        ("red", "VV −20 to 0 dB"), ("green", "VH −27 to −7 dB"), ("blue", "VV − VH 2 to 14 dB"),
+    ]  # fmt: skip
+    assert colour_key(["HH"]) == [("grey", "HH −20 to 0 dB")]
+
+
 def test_long_lines_are_broken_between_notes():
     picture = np.zeros((300, 480, 3), np.uint8)
-    (short, size), (long, _) = (captioned(picture, [[(None, "some words")] * number]) for number in (2, 20))
-    assert size == (480, 300)
+    (short, box), (long, _) = (captioned(picture, [[(None, "some words")] * number], 10) for number in (2, 20))
+    assert box == (0, 0, 480, 300)
     assert short.width == long.width == 480 and long.height > short.height > 300
+
+
+def test_a_sheet_is_as_wide_as_its_longest_note_and_the_picture_stands_in_the_middle():
+    picture = np.full((480, 20, 3), 7, np.uint8)
+    (narrow, box), (wide, _) = (captioned(picture, [[(None, words)]], 10) for words in ("ab", "a long note" * 9))
+    assert box[2] - box[0] == 20 < narrow.width < 100 < wide.width
+    assert box[0] == (narrow.width - 20) // 2
+
+
+def test_the_scale_bar_is_as_long_as_it_says():
+    sheet, _ = captioned(np.full((500, 500, 3), 255, np.uint8), [[(None, "")]], 10)
+    below = np.asarray(sheet)[500:, :200]
+    dark = np.flatnonzero((below == INK).all(-1).any(0))
+    assert (dark[0], dark[99]) == (12, 111)  # 1 km of 10 m, behind the margin; then come the words
+    enlarged, box = captioned(np.full((100, 100, 3), 255, np.uint8), [[(None, "")]], 20)
+    below = np.asarray(enlarged)[box[3] :, :200]
+    assert np.flatnonzero((below == INK).all(-1).any(0))[39] == 12 + 39  # 200 m: ten pixels, four times as large
+    assert scale_bar(5000, 0.2) == (1000, "1 km") and scale_bar(2000, 0.2) == (200, "200 m")
+
+
+@pytest.mark.parametrize(("value", "expected"), [(5120, 5000), (4999, 2000), (1, 1), (0.3, 0.2), (1000, 1000)])
+def test_round_lengths(value, expected):
+    assert round_below(value) == pytest.approx(expected)
+
+
+def test_a_minus_is_a_line():
+    """The font has none, and would draw a box."""
+    sheet, box = captioned(np.zeros((480, 480, 3), np.uint8), [[(None, "")], [(None, "−")]], 10)
+    inked = (np.asarray(sheet)[box[3] + 12 + 23 :] != PAPER).any(-1)
+    assert inked.any(1).sum() == 1 and 5 <= inked.any(0).sum() <= 9
 
 
 def test_means_of_squares_leave_out_what_is_missing():

@@ -15,16 +15,19 @@ from rasterio.enums import Resampling
 from covermap.errors import ProductError
 from covermap.grid import Grid
 from covermap.legend import Legend, LegendClass
+from covermap.quicklook import HATCH, OVER_BRIGHT, OVER_DARK, tone_over
 from covermap.raster import write_raster
 from covermap.report import (
     CHART,
     THUMBNAILS,
     _chart,
     _degrees,
+    _ground,
+    _places,
     _reduced,
-    _round_below,
     _ticks,
     _tracks,
+    composites_of,
     report,
     survey_stacks,
 )
@@ -144,8 +147,9 @@ def files(tmp_path_factory):
 def make(folder, name, **changes):
     arguments = {
         "map": folder / "map.tif", "confidence": folder / "confidence.tif", "listing": folder / "scenes.json",
-        "stacks": [folder / "stack.zarr.zip"], "report": folder / name, "legend": LEGEND, "title": "Here & <there>",
-        "period": YEAR, "model": "unet", "attribution": "Simulated data", "notes": "never evidence of accuracy",
+        "stacks": [folder / "stack.zarr.zip"], "report": folder / name, "legend": LEGEND, "area": "Here & <there>",
+        "period": YEAR, "model": "unet", "masks": Masks(),
+        "attribution": "Simulated data", "notes": "never evidence of accuracy",
     }  # fmt: skip
     report(**{**arguments, **changes})
     return (folder / name).read_text()
@@ -163,7 +167,7 @@ def text(files):
 
 
 def test_no_request_leaves_the_page(text):
-    written = re.sub(r"data:image/[a-z]+;base64,[A-Za-z0-9+/=]+", "", text)
+    written = re.sub(r"data:image/[a-z+]+;base64,[A-Za-z0-9+/=]+", "", text)
     assert len(written) < len(text) and not re.search(r"//|url\(|@import", written)
     page = Page(text)
     assert not page.all("link", "iframe", "object")
@@ -208,7 +212,7 @@ def test_figures_are_told_with_their_intervals_and_their_name(text):
 
 
 def test_the_random_forest_stands_beside_the_map_in_every_class(text):
-    tables = re.findall(r'<table aria-labelledby="by-(label|reference)">(.*?)</table>', text, re.S)
+    tables = re.findall(r'<table class="by-class" aria-labelledby="by-(label|reference)">(.*?)</table>', text, re.S)
     for name, table in tables:
         titles = [re.sub(r"<[^>]*>", "", cell) for cell in re.findall(r"<th scope=\"col\">.*?</th>", table)]
         row = re.findall(r"<td[^>]*>([^<]*)</td>", table)[: len(titles) - 1]
@@ -288,17 +292,22 @@ def test_the_composite_is_the_mean_of_its_pixels_across_blocks(tmp_path):
             expected[i, j] = cell[cell > 0].mean() if (cell > 0).any() else np.nan
     np.testing.assert_allclose(picture, np.stack([3 * expected, 2 * expected, expected]) / 10_000, rtol=1e-5)
     assert np.isnan(picture[:, 3, 4]).all()
-    assert clear == {"median": 1, "never": pytest.approx(2 / 63)}
-
-
-@pytest.mark.parametrize(("value", "expected"), [(5120, 5000), (4999, 2000), (1, 1), (0.3, 0.2), (1000, 1000)])
-def test_round_lengths(value, expected):
-    assert _round_below(value) == pytest.approx(expected)
+    assert clear == {"median": 1, "never": pytest.approx(2 / 63), "overruled": 0}
 
 
 def test_degrees_have_a_side():
     assert _degrees(-54.4, -13.5) == "13.500° S, 54.400° W"
     assert _degrees(7.25, 48.1) == "48.100° N, 7.250° E"
+
+
+def test_gaps_of_the_area_are_hatched_and_its_surroundings_white():
+    reflectance = np.full((3, 9, 9), 0.1, np.float32)
+    reflectance[:, :5] = np.nan
+    classes = np.ones((9, 9), np.uint8)
+    classes[:2], classes[8] = 0, 0
+    picture = _ground(reflectance, classes)
+    assert (picture[:2] == 255).all() and set(np.unique(picture[2:5])) == set(HATCH)
+    assert (picture[5:] == 115).all()  # 255 x 1.125 x 0.1 / 0.25
 
 
 @pytest.mark.parametrize("top", [0.013, 0.9, 1.0, 1.99, 2.31, 7])
@@ -328,12 +337,14 @@ def test_scenes_of_a_day_are_one_mark(files):
 
 
 def checked_scene(folder, name, day, **changes):
-    """Figures and picture of a scene, as check_scene writes them: red above, with white lines of text under it."""
+    """Figures and picture of a scene, as check_scene writes them: red, on a white sheet."""
     optical = name.startswith("S2")
-    shares = {"no_data": 0.1, "clear": 0.6, "cloud": 0.25, "shadow": 0.05, "snow": 0.0, "defective": 0.0}
+    shares = {"no_data": 0.1, "clear": 0.5, "rim": 0.1, "cloud": 0.25, "shadow": 0.05, "snow": 0.0}
+    shares |= {"defective": 0.0, "other": 0.0}
     figures = {
         "scene": name, "sensor": "sentinel2" if optical else "sentinel1", "datetime": f"{day}T12:00:00Z",
-        "platform": f"sentinel-{name[1:3].lower()}", "pixel_m": 10.0, "left_out": None, "picture_pixels": [480, 240],
+        "platform": f"sentinel-{name[1:3].lower()}", "pixel_m": 10.0, "left_out": None,
+        "picture_box": [60, 0, 540, 240],
         "shares": shares if optical else {"no_data": 0.0, "distorted": 0.02},
         "shift": {"right_pixels": 0.3, "down_pixels": -0.4, "spread_pixels": 0.1, "patches": 40, "trusted": True},
     }  # fmt: skip
@@ -342,8 +353,8 @@ def checked_scene(folder, name, day, **changes):
     }  # fmt: skip
     quality, quicklook = folder / f"{name}.json", folder / f"{name}.png"
     quality.write_text(json.dumps(figures | of_sensor | changes))
-    picture = np.full((300, 480, 3), 255, np.uint8)
-    picture[:240] = (200, 30, 30)
+    picture = np.full((300, 600, 3), 255, np.uint8)
+    picture[:240, 60:540] = (200, 30, 30)
     Image.fromarray(picture).save(quicklook)
     return quality, quicklook
 
@@ -355,7 +366,7 @@ def by_scene(files, tmp_path_factory):
     doubtful = {"right_pixels": 1.5, "down_pixels": 0.0, "spread_pixels": 2.0, "patches": 2, "trusted": False}
     pairs = [
         checked_scene(folder, "S2A_MSIL2A_1", "2019-03-01"),
-        checked_scene(folder, "S2B_MSIL2A_2", "2019-03-01", shift=doubtful, left_out="91.0 % of it is masked"),
+        checked_scene(folder, "S2B_MSIL2A_2", "2019-03-01", shift=doubtful, left_out="91.0 % masked, limit 60 %"),
         checked_scene(folder, "S1A_IW_GRDH_3", "2019-07-02", shift=None),
     ]
     quality, quicklooks = map(list, zip(*pairs, strict=True))
@@ -365,8 +376,8 @@ def by_scene(files, tmp_path_factory):
 
 def test_every_scene_has_its_row(by_scene):
     page = Page(by_scene)
-    assert "2019-03-01 Sentinel-2A 21LYF 60.0 25.0 5.0 10.0 04.00 +0.30, −0.40 5.0 yes" in page.words
-    assert "+1.50, +0.00 15.0 ? no: 91.0 % of it is masked" in page.words
+    assert "2019-03-01 Sentinel-2A 21LYF 50.0 10.0 25.0 5.0 0.0 0.0 10.0 04.00 +0.30, −0.40 5.0 yes" in page.words
+    assert "+1.50, +0.00 15.0 ? no: 91.0 % masked, limit 60 %" in page.words
     assert "2019-07-02 Sentinel-1A 68 descending VV −10.4, VH −16.5 2.0 0.0 – – yes" in page.words
     assert "1 listed, but not used" in page.words and "S1A_&lt;other&gt;" in by_scene
     assert "No scene was moved." in page.words and "Scenes by date" not in page.words
@@ -398,13 +409,106 @@ def test_two_hundred_scenes_stay_one_small_page(files, tmp_path):
     days = [date(2019, 1, 1 + number % 28).replace(month=1 + number // 28) for number in range(200)]
     pairs = [checked_scene(tmp_path, f"S2A_MSIL2A_{number}", day) for number, day in enumerate(days)]
     quality, quicklooks = map(list, zip(*pairs, strict=True))
-    text = make(files, "many.html", quality=quality, quicklooks=quicklooks, corrected=True)
+    text = make(files, "many.html", quality=quality, quicklooks=quicklooks, registration="correct")
     page = Page(text)
     small = [image["alt"] for image in page.all("img") if "width" in image]
     assert len(small) == THUMBNAILS and len(text) < 600_000
     assert "2019-01-01" in small[0] and "2019-08-04" in small[-1]
     assert text.count('<tr><th scope="row">2019-') == 200
-    assert "were moved back by it" in page.words
+    assert "were moved back by it" in page.words and f"{THUMBNAILS} of 200 scenes" in page.words
+    assert f"at full size: {tmp_path.as_posix()}/*.png" in page.words
+
+
+def test_the_swatches_are_those_of_the_pictures(by_scene):
+    legend = re.search(r"Over the pictures:(.*?)</p>", by_scene, re.S)[1]
+    swatches = re.findall(r"background:linear-gradient\(135deg, (#\w{6}) 50%, (#\w{6}) 50%\).*?></span>(\w+)", legend)
+    assert [name for _, _, name in swatches] == ["rim", "cloud", "shadow"]  # those there are
+    dark, bright = (tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5)) for colour in swatches[1][:2])
+    assert dark == tone_over("cloud", OVER_DARK) and bright == tone_over("cloud", OVER_BRIGHT)
+
+
+def test_free_places_go_to_the_other_sensor():
+    assert _places(40, 40) == (16, 8)
+    assert _places(6, 40) == (16, 18) and _places(40, 3)[0] == 21
+    assert _places(40, 0)[0] == _places(0, 40)[1] == 24
+
+
+def test_a_direction_is_told_where_there_are_two(files, tmp_path, by_scene):
+    assert "descending" not in re.search(r'alt="Sentinel-1.*?</figcaption>', by_scene, re.S)[0]
+    states = {"S1A_1": "ascending", "S1A_2": "descending"}
+    pairs = [checked_scene(tmp_path, name, "2019-03-01", orbit_state=state) for name, state in states.items()]
+    quality, quicklooks = map(list, zip(*pairs, strict=True))
+    text = make(files, "sides.html", quality=quality, quicklooks=quicklooks)
+    captions = re.findall(r"<figcaption>.*?</figcaption>", text, re.S)
+    assert [state in caption for state, caption in zip(states.values(), captions[-2:], strict=True)] == [True, True]
+
+
+def test_a_half_pixel_is_worth_moving(files, tmp_path, by_scene):
+    assert "more than half a pixel" not in Page(by_scene).words  # half a pixel, and a doubtful one
+    far = {"right_pixels": 0.3, "down_pixels": -0.41, "spread_pixels": 0.1, "patches": 40, "trusted": True}
+    quality, quicklook = checked_scene(tmp_path, "S2A_MSIL2A_1", "2019-03-01", shift=far)
+    words = [
+        Page(make(files, f"{mode}.html", quality=[quality], quicklooks=[quicklook], registration=mode)).words
+        for mode in ("report", "correct")
+    ]
+    assert "1 scene surely lies more than half a pixel off" in words[0] and "mode: correct" in words[0]
+    assert "half a pixel" not in words[1]
+
+
+# --- masks and shorelines
+
+
+def test_overruled_masks_are_told(files, tmp_path):
+    """A fifth of the area is cloud in its only scene."""
+    scl = np.where(np.arange(200) < 40, 9, 4) * np.ones(GRID.shape, int)
+    bands = np.stack([*[np.full(GRID.shape, 500)] * 3, scl]).astype(np.uint16)
+    tags = {"datetime": "2019-06-01T14:00:00Z", "level": "L1C"}
+    scene, stack = tmp_path / "S2X.tif", tmp_path / "cloudy.zarr.zip"
+    write_raster(scene, bands, GRID, nodata=0, descriptions=(*BANDS, "SCL"), tags=tags)
+    masks = Masks(dilate_m=0, unmask_above=90, unmask_from=1)
+    stack_block([], [scene], stack, GRID, YEAR, ("sentinel2",), BANDS, (), masks, Composite())
+    _, clear = survey_stacks([stack], GRID, 2)
+    assert clear == {"median": 1, "never": 0.2, "overruled": 4000}
+    words = Page(make(files, "cloudy.html", stacks=[stack], masks=masks)).words
+    assert "At 4,000 pixels ( 20.0 % of the area) the masks were overruled" in words
+    assert "With 1 to 10 observations of a pixel, this means that none was clear: cloud may be" in words
+    for changes, few in (
+        ({"unmask_above": 40}, "With 1 observation of"),
+        ({"unmask_from": 10}, "With 10 observations of"),
+    ):
+        changed = masks.model_copy(update=changes)
+        assert few in Page(make(files, "cloudy.html", stacks=[stack], masks=changed)).words
+    many = masks.model_copy(update={"unmask_from": 11})
+    assert "cloud may be" not in Page(make(files, "cloudy.html", stacks=[stack], masks=many)).words
+    assert "Level-1C, top of atmosphere; median by period, 1 step; gaps left" in words
+    assert "SCL 0 1 3 8 9 10 11, eroded by 0 m, dilated by 0 m" in words and "Scenes in use 1 Sentinel-2" in words
+    assert composites_of([stack])["s2"]["scenes"] == {"S2X"}
+
+
+def test_a_stack_without_true_colour_still_says_how_often_it_was_clear(tmp_path):
+    scene, stack = tmp_path / "S2X.tif", tmp_path / "s.zarr.zip"
+    bands = np.stack([np.full(GRID.shape, 500), np.full(GRID.shape, 4)]).astype(np.uint16)
+    tags = {"datetime": "2019-06-01T14:00:00Z"}
+    write_raster(scene, bands, GRID, nodata=0, descriptions=("B08", "SCL"), tags=tags)
+    stack_block([], [scene], stack, GRID, YEAR, ("sentinel2",), ("B08",), (), Masks(dilate_m=0), Composite())
+    assert survey_stacks([stack], GRID, 2) == (None, {"median": 1, "never": 0.0, "overruled": 0})
+
+
+def test_the_page_tells_what_the_shoreline_left_out(files, tmp_path, text):
+    table, chart = tmp_path / "here.csv", tmp_path / "here.svg"
+    table.write_text(
+        "threshold,excluded_ha,water_ha,share_of_water\n-0.2,12.00,1046.30,0.0115\n0.1,215.40,1046.30,0.2059\n"
+    )
+    chart.write_text("<svg/>")
+    given = {"shoreline": table, "shoreline_chart": chart}
+    page = Page(made := make(files, "shore.html", threshold=0.1, **given))
+    assert "1,046.3 ha of labelled water that was seen clear, 215.4 ha ( 20.6 % ) had an NDWI below" in page.words
+    assert "the threshold 0.1 on some clear date" in page.words
+    source = next(image["src"] for image in page.all("img") if "svg" in image["src"])
+    assert base64.b64decode(source.partition(",")[2]) == b"<svg/>"
+    assert "comes and goes" not in Page(text).words and "//" not in re.sub(r"data:image/[^\"]+", "", made)
+    with pytest.raises(ProductError, match=r"here\.csv or .*here\.svg cannot be read"):
+        make(files, "never.html", threshold=0.3, **given)
 
 
 def test_a_broken_picture_is_named(files, tmp_path):

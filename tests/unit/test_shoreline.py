@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from covermap.config import load
-from covermap.errors import CoverageError, ProductError, SettingError
+from covermap.errors import ProductError, SettingError
 from covermap.grid import Grid
 from covermap.masks import clear_mask
 from covermap.raster import read_window, write_raster
@@ -22,6 +22,7 @@ from covermap.shoreline import (
     NEVER_CLEAR,
     draw_sweep,
     excluded_pixels,
+    find_shoreline,
     lowest_ndwi,
     mask_shoreline,
     ndwi,
@@ -157,21 +158,16 @@ def lake(tmp_path):
 
 def run(tmp_path, lake, **changed):
     labels, scenes = lake
-    arguments = {
+    common = {
         "labels": labels,
-        "s2": scenes,
-        "masked": tmp_path / "masked.tif",
         "lowest": tmp_path / "masked.ndwi.tif",
-        "block": BLOCK,
-        "period": PERIOD,
-        "water": (WATER,),
-        "threshold": 0.0,
-        "masks": Masks(dilate_m=0),
-        "composite": Composite(),
-        **changed,
+        "block": changed.pop("block", BLOCK),
+        "water": changed.pop("water", (WATER,)),
     }
-    mask_shoreline(**arguments)
-    written = [read_window(arguments[name], arguments["block"], fill=0) for name in ("masked", "lowest")]
+    arguments = {"s2": scenes, "period": PERIOD, "masks": Masks(dilate_m=0), "composite": Composite(), **changed}
+    find_shoreline(**common, **arguments)
+    mask_shoreline(**common, masked=tmp_path / "masked.tif", threshold=0.0)
+    written = [read_window(path, common["block"], fill=0) for path in (tmp_path / "masked.tif", common["lowest"])]
     return (*written[0], written[1][0])
 
 
@@ -187,7 +183,9 @@ def test_a_dry_shore_is_excluded_where_it_was_seen(tmp_path, lake):
     assert np.allclose(lowest[500:510, 490:530], 2 / 3)
     with rasterio.open(tmp_path / "masked.tif") as raster:
         assert raster.descriptions == ("class", "weight")
-        assert (raster.tags()["threshold"], raster.tags()["scenes"]) == ("0.0", "2")
+        assert raster.tags()["threshold"] == "0.0"
+    with rasterio.open(tmp_path / "masked.ndwi.tif") as raster:
+        assert raster.tags()["scenes"] == "2"
 
 
 def test_clouds_grow_across_squares_and_are_eroded(tmp_path, lake):
@@ -262,14 +260,16 @@ def test_the_sweep_sums_blocks_and_marks_the_threshold_in_use(tmp_path, lake):
     assert {row["water_ha"] for row in rows} == {"32.00"}
     drawing = ElementTree.fromstring(chart.read_text())
     told = " ".join("".join(text.itertext()) for text in drawing.iter(f"{SVG}text"))
-    assert "0.1 in use: 6.0 ha, 18.8 % of the water" in told
+    assert "Water excluded as shoreline: Here" in told
+    assert "threshold 0.1 in use: 6.0 ha, 18.8 % of the water" in told
 
 
-def test_an_area_without_water_is_explained(tmp_path, lake):
+def test_an_area_without_water_is_told_and_has_a_shoreline_of_nothing(tmp_path, lake, caplog):
     run(tmp_path, lake, water=(POND,))
-    with pytest.raises(CoverageError, match=r"area here .* aois\.here\.labels\.shoreline\.water"):
-        sweep_shoreline([tmp_path / "masked.ndwi.tif"], tmp_path / "t.csv", tmp_path / "c.svg", "here", 0, (0, 1))
-    assert not (tmp_path / "t.csv").exists()
+    sweep_shoreline([tmp_path / "masked.ndwi.tif"], tmp_path / "t.csv", tmp_path / "c.svg", "here", 0, (0, 1))
+    assert "aois.here.labels.shoreline.water" in caplog.text
+    assert (tmp_path / "t.csv").read_text().splitlines()[1:] == ["0,0.00,0.00,0.0000", "1,0.00,0.00,0.0000"]
+    ElementTree.parse(tmp_path / "c.svg")
 
 
 def test_the_chart_places_what_it_says():
@@ -281,6 +281,10 @@ def test_the_chart_places_what_it_says():
     }
     assert line[0][1] == pytest.approx(ticks["0"], abs=0.1)
     assert line[3][1] == pytest.approx(ticks["100"], abs=0.1)
+    water = next(each for each in drawing.iter(f"{SVG}line") if each.get("class") == "all")
+    assert float(water.get("y1")) == pytest.approx(ticks["200"], abs=0.1)
+    unit_y = ticks.pop("ha")
+    assert unit_y + 15 < ticks["200"]
     assert line[1][0] - line[0][0] == pytest.approx(2 * (line[2][0] - line[1][0]), abs=0.2)
     dot = next(circle for circle in drawing.iter(f"{SVG}circle") if circle.get("class") == "dot")
     assert (float(dot.get("cx")), float(dot.get("cy"))) == line[2]

@@ -87,7 +87,7 @@ def build(folder: Path, s1: list[Path], s2: list[Path], block: Grid = GRID, name
         "sensors": BOTH,
         "bands": BANDS,
         "polarisations": POLARISATIONS,
-        "masks": Masks(dilate_m=20),
+        "masks": Masks(dilate_m=20, unmask_from=1),
         "composite": Composite(),
         **changes,
     }
@@ -314,6 +314,9 @@ def test_plain_xarray_opens_a_stack_with_units_and_place(tmp_path):
         assert float(dataset.s2.sel(band="B08").isel(date=0, y=9, x=9)) == pytest.approx(0.17)
         assert dataset.clear.dtype == np.uint8
         assert dataset.s1.attrs["units"] == "dB"
+        assert (dataset.s1.attrs["scenes"], dataset.s2.attrs["scenes"]) == ("r", "s")
+        assert "dilated by" in dataset.s2.attrs["masks"]
+        assert all(dataset[name].attrs for name in ("date", "until", "month", "band", "polarisation", "x", "y"))
     with open_stack(stack) as dataset:
         assert dataset.s2.isel(x=0, y=0).values.tolist() == [[pytest.approx(0.07), pytest.approx(0.17)]]
 
@@ -421,21 +424,23 @@ def test_methods_take_all_bands_from_one_day_and_tell_it(tmp_path, method, steps
 
 
 def test_masks_that_hold_nearly_always_are_overruled_and_counted(tmp_path):
-    got = of_methods(tmp_path, "median", masks=Masks(dilate_m=0, unmask_above=60), name="over")
+    got = of_methods(tmp_path, "median", masks=Masks(dilate_m=0, unmask_above=60, unmask_from=3), name="over")
     columns = [5, 100, 220, 280]
     assert got["s2"][0, 0, 150, columns].tolist() == [700, 700, 600, 700]  # 900, 500, 700 in the first and the last
     assert got["unmasked"][0, 150, columns].tolist() == [1, 0, 0, 1]
     assert got["clear"][0, 150, columns].tolist() == [1, 3, 2, 1]
     with open_stack(tmp_path / "over.zarr.zip") as stack:
         assert stack.unmasked.attrs["unmasked_pixels"] == 300 * (10 + 50)
-    always = of_methods(tmp_path, "median", masks=Masks(dilate_m=0, classes=(4, 9), unmask_above=100), name="never")
-    assert not always["s2"].any() and not always["unmasked"].any()
+    never = {"unmask_above": 100, "unmask_from": 1}, {"unmask_above": 60, "unmask_from": 4}  # of three observations
+    for name, options in enumerate(never):
+        kept = of_methods(tmp_path, "median", masks=Masks(dilate_m=0, classes=(4, 9), **options), name=f"never{name}")
+        assert not kept["s2"].any() and not kept["unmasked"].any()
 
 
 def test_scenes_above_the_limit_are_left_out(tmp_path, caplog):
     got = of_methods(tmp_path, "median", masks=Masks(dilate_m=0, max_scene=18))  # 110, 10 and 50 of 300 columns
     assert got["clear"][0, 150, [5, 100, 220, 280]].tolist() == [1, 2, 2, 1]
-    assert "s2.tif: 36.7 % of it is masked, more than 18 %, left out" in caplog.text
+    assert "s2.tif: left out, 36.7 % masked, limit 18 %" in caplog.text
 
 
 def test_a_scene_that_does_not_tell_its_classes_is_named(tmp_path):
@@ -454,7 +459,7 @@ def test_tiles_of_one_overflight_are_one_observation(tmp_path):
     times = ("2021-08-11T14:00:00Z", "2021-08-11T14:20:00Z", "2021-08-11T14:10:00Z")
     names, platforms = ("a", "b", "c"), ("sentinel-2a", "sentinel-2a", "sentinel-2b")
     s2 = [s2_scene(tmp_path, names[i], times[i], 500 + 100 * i, scl[i], platform=platforms[i]) for i in range(3)]
-    options = {"sensors": ("sentinel2",), "masks": Masks(dilate_m=0)}
+    options = {"sensors": ("sentinel2",), "masks": Masks(dilate_m=0, unmask_from=1)}
     got = whole_stack(build(tmp_path, [], s2[:2], **options))
     places = np.s_[[10, 100, 200, 100, 100], [150, 150, 150, 50, 250]]
     assert got["clear"][0][places].tolist() == [0, 1, 1, 1, 1]
@@ -594,8 +599,11 @@ def test_layers_of_the_ground_and_the_view(tmp_path):
     assert terrain[0, 1, 9, [100, 220, 280]].tolist() == [3850, 3900, -32768]
     assert terrain[0, 2, 9, [0, 130, 299]].tolist() == [100, 230, 399]
     with open_stack(stack) as opened:
-        assert opened.terrain.dims == ("layer", "y", "x")
-        assert list(opened.layer.values) == list(layers)
+        assert opened.attrs["layers"] == "slope,incidence_angle,elevation"
+        assert float(opened.slope[9, 9]) == pytest.approx(5.71)
+        assert float(opened.incidence_angle[9, 100]) == pytest.approx(38.5) and np.isnan(opened.incidence_angle[9, 280])
+        assert float(opened.elevation[9, 130]) == 230
+        assert [opened[layer].attrs["units"] for layer in layers] == ["degree", "degree", "m"]
     plain = s1_scene(tmp_path, "plain", "2021-09-04", 0.1)
     with pytest.raises(ProductError, match=r"plain.tif has no band incidence_angle"):
         build(tmp_path, [plain], [], sensors=("sentinel1",), **options)

@@ -46,7 +46,7 @@ checkpoint search_scenes:
         provider=aoi_setting("provider"),
         level=lambda wildcards: CFG.section("sentinel2", wildcards.aoi).level,
         max_cloud=lambda wildcards: CFG.section("sentinel2", wildcards.aoi).max_cloud,
-        version=2,
+        version=3,
     script:
         "../scripts/search_scenes.py"
 

@@ -114,7 +114,14 @@ def aoi_section(name):
 
 def clear_masks(wildcards):
     """The masks of a scene, less what leaves out whole scenes or overrules masks."""
-    return plain(CFG.section("masks", wildcards.aoi)) | {"max_scene": 100, "unmask_above": 100}
+    return plain(CFG.section("masks", wildcards.aoi)) | {"max_scene": 100, "unmask_above": 100, "unmask_from": 1}
+
+
+def scene_masks(wildcards):
+    """The masks, less what overrules them; of a radar scene none."""
+    if "scene" in wildcards.keys() and sensor_of(scene_item(wildcards)) == "sentinel1":
+        return {}
+    return plain(CFG.section("masks", wildcards.aoi)) | {"unmask_above": 100, "unmask_from": 1}
 
 
 def registration_of(wildcards):
@@ -128,6 +135,14 @@ def aoi_area(wildcards):
 
 def aoi_grid(wildcards):
     return plain(grid_of(wildcards.aoi))
+
+
+CLOUD_RIM_PIXELS = 60  # clouds so far beyond an area reach into it, and its rim is there when a scene is moved
+
+
+def clip_grid(wildcards):
+    """The area's grid, and what lies around it."""
+    return plain(grid_of(wildcards.aoi).padded(CLOUD_RIM_PIXELS))
 
 
 def aoi_blocks(wildcards):
@@ -214,7 +229,13 @@ def chosen_in(aoi, listing, mtime_ns):
     def in_a_step(item):
         return step_of(moment(item).date(), steps, composite.season) is not None
 
-    return [item for item in items if sensor_of(item) == "sentinel1" or in_a_step(item)]
+    found = [item for item in items if sensor_of(item) == "sentinel1" or in_a_step(item)]
+    if all(sensor_of(item) == "sentinel1" for item in found):
+        raise CoverageError(
+            f"aois.{aoi}: of its {len(items)} scenes none of Sentinel-2 is in composite.season "
+            f"{' to '.join(composite.season or ['any'])} and the steps: widen the season or the period"
+        )
+    return found
 
 
 def of_list(function):
@@ -260,6 +281,7 @@ def scenes_of_block(sensor, folder):
     """Files of a sensor's scenes that meet the job's block."""
 
     def find(wildcards):
+        block_grid(wildcards)  # told here where there is no such block
         if sensor not in CFG.aois[wildcards.aoi].sensors:
             return []
         outline = block_outline(wildcards.aoi, wildcards.block)
@@ -293,25 +315,36 @@ def processed(wildcards):
     return f"results/s{number}/{wildcards.aoi}/{wildcards.scene}.tif"
 
 
+def stacked(wildcards):
+    """Scenes of the job's area, by id, that meet a block of it."""
+    sensors = CFG.aois[wildcards.aoi].sensors
+    items = [item for item in chosen(wildcards) if sensor_of(item) in sensors]
+    return [item["id"] for item in items if blocks_met(wildcards.aoi, item)]
+
+
 def checked(suffix):
     """Figures (.json) or pictures (.png) of all scenes of the job's area that its stacks are made of."""
 
     def find(wildcards):
         if CFG.section("registration", wildcards.aoi).mode == "off":
             return []
-        sensors = CFG.aois[wildcards.aoi].sensors
-        items = [item for item in chosen(wildcards) if sensor_of(item) in sensors]
-        scenes = [item["id"] for item in items if blocks_met(wildcards.aoi, item)]
-        return expand("results/quality/{aoi}/{scene}{suffix}", aoi=wildcards.aoi, scene=scenes, suffix=suffix)
+        return [f"results/quality/{wildcards.aoi}/{scene}{suffix}" for scene in stacked(wildcards)]
 
     return find
 
 
 def unused_of(wildcards):
     """Why scenes that are listed are not used, by id."""
-    items, used = listed(wildcards), {item["id"] for item in chosen(wildcards)}
+    items, used = listed(wildcards), {*stacked(wildcards)}
+    wanted = {item["id"] for item in chosen(wildcards)}
     reasons = {"sentinel1": "another orbit direction or track", "sentinel2": "in no step or season of the composites"}
-    left = {name: reasons[sensor_of(item)] for name, item in items.items() if name not in used}
+
+    def reason(item):
+        if sensor_of(item) not in CFG.aois[wildcards.aoi].sensors:
+            return "a sensor that the area does not use"
+        return "meets no block of the area" if item["id"] in wanted else reasons[sensor_of(item)]
+
+    left = {name: reason(item) for name, item in items.items() if name not in used}
     newer = {name: item["properties"].get(SUPERSEDES, []) for name, item in items.items()}
     return {**left, **{old: f"superseded by {name}" for name, older in newer.items() for old in older}}
 
@@ -347,6 +380,21 @@ def labels_of(aoi, block):
     """Labels of a block that models learn from."""
     labels = CFG.aois[aoi].labels
     return f"results/{'shorelines' if labels and labels.shoreline else 'labels'}/{aoi}/{block}.tif"
+
+
+def shoreline_file(pattern):
+    """A file about the shoreline of the job's area, where it has one."""
+
+    def find(wildcards):
+        labels = CFG.aois[wildcards.aoi].labels
+        return pattern.format(aoi=wildcards.aoi) if labels and labels.shoreline else []
+
+    return find
+
+
+def shoreline_threshold(wildcards):
+    labels = CFG.aois[wildcards.aoi].labels
+    return labels.shoreline.threshold if labels and labels.shoreline else None
 
 
 def source_of(name):

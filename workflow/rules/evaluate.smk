@@ -58,6 +58,8 @@ rule report:
         stacks=blocks_in("results/stacks/{aoi}/{block}.zarr.zip"),
         quality=checked(".json"),
         quicklooks=checked(".png"),
+        shoreline=shoreline_file("results/shorelines/{aoi}.csv"),
+        shoreline_chart=shoreline_file("results/shorelines/{aoi}.svg"),
     output:
         report="results/reports/{aoi}.html",
     log:
@@ -66,13 +68,15 @@ rule report:
         "../../envs/covermap.yaml"
     params:
         legend=lambda wildcards: legend_of(default_model(wildcards)),
-        title=lambda wildcards: (wildcards.aoi[:1].upper() + wildcards.aoi[1:]).replace("_", " "),
+        area="{aoi}",
         period=aoi_setting("period"),
         model=default_model,
         attribution=attribution_of,
         notes=notes_of,
         unused=unused_of,
-        corrected=lambda wildcards: CFG.section("registration", wildcards.aoi).mode == "correct",
-        version=3,
+        registration=lambda wildcards: CFG.section("registration", wildcards.aoi).mode,
+        masks=aoi_section("masks"),
+        threshold=shoreline_threshold,
+        version=4,
     script:
         "../scripts/report.py"

@@ -32,29 +32,46 @@ use rule rasterize_labels as rasterize_reference with:
         version=1,
 
 
-rule mask_shoreline:
+rule find_shoreline:
     input:
         labels="results/labels/{aoi}/{block}.tif",
         s2=scenes_of_block("sentinel2", "s2"),
         quality=shifts_of("s2"),
     output:
-        masked="results/shorelines/{aoi}/{block}.tif",
         lowest="results/shorelines/{aoi}/{block}.ndwi.tif",
     log:
-        "results/logs/mask_shoreline/{aoi}/{block}.log",
+        "results/logs/find_shoreline/{aoi}/{block}.log",
     benchmark:
-        "results/benchmarks/mask_shoreline/{aoi}/{block}.tsv"
+        "results/benchmarks/find_shoreline/{aoi}/{block}.tsv"
     conda:
         "../../envs/covermap.yaml"
     params:
         block=block_grid,
         period=aoi_setting("period"),
         water=lambda wildcards: shoreline_of(wildcards)["water"],
-        threshold=lambda wildcards: shoreline_of(wildcards)["threshold"],
-        masks=aoi_section("masks"),
-        composite=aoi_section("composite"),
+        masks=scene_masks,
+        composite=lambda wildcards: {"season": CFG.section("composite", wildcards.aoi).season},
         steps=aoi_steps,
         version=1,
+    script:
+        "../scripts/find_shoreline.py"
+
+
+rule mask_shoreline:
+    input:
+        labels="results/labels/{aoi}/{block}.tif",
+        lowest="results/shorelines/{aoi}/{block}.ndwi.tif",
+    output:
+        masked="results/shorelines/{aoi}/{block}.tif",
+    log:
+        "results/logs/mask_shoreline/{aoi}/{block}.log",
+    conda:
+        "../../envs/covermap.yaml"
+    params:
+        block=block_grid,
+        water=lambda wildcards: shoreline_of(wildcards)["water"],
+        threshold=lambda wildcards: shoreline_of(wildcards)["threshold"],
+        version=2,
     script:
         "../scripts/mask_shoreline.py"
 

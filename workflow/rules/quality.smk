@@ -16,7 +16,7 @@ rule reference_block:
         bands=lambda wildcards: CFG.section("sentinel2", wildcards.aoi).bands,
         polarisations=lambda wildcards: CFG.section("sentinel1", wildcards.aoi).polarisations,
         masks=clear_masks,
-        version=1,
+        version=2,
     script:
         "../scripts/reference_block.py"
 
@@ -40,8 +40,8 @@ rule check_scene:
         grid=aoi_grid,
         bands=lambda wildcards: CFG.section("sentinel2", wildcards.aoi).bands,
         polarisations=lambda wildcards: CFG.section("sentinel1", wildcards.aoi).polarisations,
-        masks=aoi_section("masks"),
+        masks=scene_masks,
         settings=registration_of,
-        version=1,
+        version=2,
     script:
         "../scripts/check_scene.py"

@@ -16,8 +16,8 @@ rule clip_s2:
         runtime=60,
     params:
         item=scene_item,
-        grid=aoi_grid,
+        grid=clip_grid,
         settings=aoi_section("sentinel2"),
-        version=3,
+        version=4,
     script:
         "../scripts/clip_s2.py"

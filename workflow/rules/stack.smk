@@ -12,6 +12,9 @@ rule stack_block:
         "results/benchmarks/stack_block/{aoi}/{block}.tsv"
     conda:
         "../../envs/covermap.yaml"
+    resources:
+        mem_mb=3000,
+        runtime=60,
     params:
         block=block_grid,
         period=aoi_setting("period"),
@@ -21,6 +24,6 @@ rule stack_block:
         masks=aoi_section("masks"),
         composite=aoi_section("composite"),
         steps=aoi_steps,
-        version=4,
+        version=5,
     script:
         "../scripts/stack_block.py"
