@@ -116,7 +116,8 @@ AFTER_TRAINING = {"train", "predict_block", "mosaic_default", "evaluate", "repor
         (
             "aois/demo/labels/shoreline",
             {"water": ["water"]},
-            AFTER_TRAINING | {"find_shoreline", "mask_shoreline", "index_tiles", "pack_tiles", "map_baseline"},
+            AFTER_TRAINING
+            | {"find_shoreline", "mask_shoreline", "sweep_shoreline", "index_tiles", "pack_tiles", "map_baseline"},
         ),
     ],
 )
