@@ -1,9 +1,10 @@
 # make demo   a land-cover map of the demo world: results/maps/demo.tif and results/reports/demo.html
 # make test   the quick suite; make test-all the long one
+# make servers  the STAC API that some tests talk to, in .venv-servers; it needs Debian's postgresql-15-postgis-3
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-all lint bench clean-demo
+.PHONY: setup servers demo test test-all lint bench clean-demo
 
 setup: .venv/.ready
 
@@ -11,6 +12,13 @@ setup: .venv/.ready
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+servers: .venv-servers/.ready
+
+.venv-servers/.ready: tests/servers/requirements.txt
+	test -x .venv-servers/bin/python || $(PYTHON) -m venv .venv-servers
+	.venv-servers/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
 demo: setup

@@ -19,6 +19,10 @@ include: "workflow/rules/predict.smk"
 include: "workflow/rules/evaluate.smk"
 
 
+onstart:
+    check_accounts()
+
+
 rule all:
     default_target: True
     input:

@@ -22,11 +22,13 @@ from covermap.dates import step_names, steps_of
 from covermap.errors import SettingError
 from covermap.legend import Legend, read_legend
 from covermap.models import INDICES
+from covermap.sen2cor import find_sen2cor
 from covermap.settings import (
     Aoi,
     Composite,
     Labels,
     Masks,
+    Mirrors,
     Model,
     Name,
     Registration,
@@ -54,6 +56,7 @@ class Config(Section):
     masks: Masks = Masks()
     composite: Composite = Composite()
     registration: Registration = Registration()
+    mirrors: Mirrors = Mirrors()
     simulator: Simulator = Simulator()
 
     @model_validator(mode="after")
@@ -79,8 +82,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _directions_have_a_meaning(self) -> Self:
         for name in self.aois:
-            composite, radar = self._composite(name), self.section("sentinel1", name)
-            assert isinstance(radar, Sentinel1)
+            composite, radar = self.composite_of(name), self.radar_of(name)
             if composite.directions == "one":
                 continue
             if radar.orbit_state is not None:
@@ -98,8 +100,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _layers_have_their_sources(self) -> Self:
         for name, aoi in self.aois.items():
-            layers, radar = self._composite(name).layers, self.section("sentinel1", name)
-            assert isinstance(radar, Sentinel1)
+            layers, radar = self.composite_of(name).layers, self.radar_of(name)
             ground = [layer for layer in layers if layer != "incidence_angle"]
             if ground and aoi.dem is None:
                 raise ValueError(f"aois.{name}.dem is not set, but composite.layers has {ground[0]}: give heights")
@@ -107,6 +108,39 @@ class Config(Section):
                 raise ValueError(
                     f"composite.layers has incidence_angle, which the scenes of aois.{name} do not bring: add it to "
                     f"sentinel1.layers, and sentinel1 to aois.{name}.sensors"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _heights_have_one_geoid(self) -> Self:
+        for name, aoi in self.aois.items():
+            radar = self.radar_of(name)
+            if aoi.dem == "glo30" and radar.geoid == "egm96":
+                raise ValueError(
+                    f"sentinel1.geoid is egm96, but the heights of aois.{name}.dem, glo30, count from EGM2008: remove "
+                    "it, or give the file of a grid"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _backscatter_has_its_unit(self) -> Self:
+        for name, aoi in self.aois.items():
+            radar = self.radar_of(name)
+            if aoi.provider.name == "sentinelhub" and "sentinel1" in aoi.sensors and radar.assets_unit != "dB":
+                raise ValueError(
+                    f"sentinel1.assets_unit is {radar.assets_unit} for aois.{name}, but provider sentinelhub delivers "
+                    "dB: set it to dB"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _sen2cor_gets_products(self) -> Self:
+        for name, aoi in self.aois.items():
+            optics = self.optics_of(name)
+            if optics.processor == "sen2cor" and aoi.provider.name == "sentinelhub" and "sentinel2" in aoi.sensors:
+                raise ValueError(
+                    f"sentinel2.processor is sen2cor for aois.{name}, but provider sentinelhub delivers no whole "
+                    "products, which Sen2Cor needs: take provider cdse, or set sentinel2.processor to none"
                 )
         return self
 
@@ -123,7 +157,7 @@ class Config(Section):
                         f"models.{name}.sensors wants {', '.join(missing)}, which aois.{user}.sensors lacks: add it "
                         "there, or take it from the model"
                     )
-                if "terrain" in model.sensors and not self._composite(user).layers:
+                if "terrain" in model.sensors and not self.composite_of(user).layers:
                     raise ValueError(
                         f"models.{name}.sensors wants terrain, but composite.layers is empty for aois.{user}: name "
                         "its layers there, or take terrain from the model"
@@ -150,8 +184,7 @@ class Config(Section):
 
     def _must_have_bands(self, model: str, aoi: str) -> None:
         """Refuse an index whose bands an area does not have."""
-        radar, optics = self.section("sentinel1", aoi), self.section("sentinel2", aoi)
-        assert isinstance(radar, Sentinel1) and isinstance(optics, Sentinel2)
+        radar, optics = self.radar_of(aoi), self.optics_of(aoi)
         given: dict[str, tuple[str, tuple[str, ...]]] = {
             "sentinel1": ("polarisations", radar.polarisations),
             "sentinel2": ("bands", optics.bands),
@@ -176,34 +209,28 @@ class Config(Section):
 
     def _inputs(self, model: str, aoi: str) -> Iterator[tuple[str, Any]]:
         """What the numbers that a model sees of an area mean, by setting."""
-        radar, optics = self.section("sentinel1", aoi), self.section("sentinel2", aoi)
-        assert isinstance(radar, Sentinel1) and isinstance(optics, Sentinel2)
+        radar, optics = self.radar_of(aoi), self.optics_of(aoi)
         if "sentinel1" in self.models[model].sensors:
             yield "sentinel1.polarisations", radar.polarisations
             yield "sentinel1.convention", radar.convention
-            yield "composite.directions", self._composite(aoi).directions
+            yield "composite.directions", self.composite_of(aoi).directions
             yield "calendar months of the period", tuple(month[5:] for month in self.aois[aoi].period.months)
         if "sentinel2" in self.models[model].sensors:
             yield "sentinel2.level", optics.level
             yield "sentinel2.bands", optics.bands
-            yield "composite.every", self._composite(aoi).every
+            yield "composite.every", self.composite_of(aoi).every
             yield "Sentinel-2 steps of the period", self._steps(aoi)
-            yield "composite.fill", self._composite(aoi).fill
+            yield "composite.fill", self.composite_of(aoi).fill
         if "terrain" in self.models[model].sensors:
-            yield "composite.layers", self._composite(aoi).layers
+            yield "composite.layers", self.composite_of(aoi).layers
 
     def _steps(self, aoi: str) -> tuple[str, ...]:
         """What the Sentinel-2 steps of an area mean; where each is a scene, only its stacks can tell."""
-        composite = self._composite(aoi)
+        composite = self.composite_of(aoi)
         if composite.every == "scene":
             return ()
         steps = steps_of(self.aois[aoi].period, composite, composite.dates)
         return tuple(step_names(composite.every, [first for first, _ in steps]))
-
-    def _composite(self, aoi: str) -> Composite:
-        composite = self.section("composite", aoi)
-        assert isinstance(composite, Composite)
-        return composite
 
     def section(self, name: str, aoi: str) -> Section:
         """A sensor's settings for one area: the common ones with the area's overrides."""
@@ -213,6 +240,24 @@ class Config(Section):
             return type(common)(**{**common.model_dump(), **overrides})
         except ValidationError as error:
             raise ValueError(f"aois.{aoi}.{name}.{first_sentence(error)}") from None
+
+    def radar_of(self, aoi: str) -> Sentinel1:
+        """Section ``sentinel1`` of an area."""
+        radar = self.section("sentinel1", aoi)
+        assert isinstance(radar, Sentinel1)
+        return radar
+
+    def optics_of(self, aoi: str) -> Sentinel2:
+        """Section ``sentinel2`` of an area."""
+        optics = self.section("sentinel2", aoi)
+        assert isinstance(optics, Sentinel2)
+        return optics
+
+    def composite_of(self, aoi: str) -> Composite:
+        """Section ``composite`` of an area."""
+        composite = self.section("composite", aoi)
+        assert isinstance(composite, Composite)
+        return composite
 
 
 def _must_know(key: str, value: str, known: dict[str, Any]) -> None:
@@ -287,8 +332,7 @@ def check_shoreline(config: Config, aoi: str) -> None:
     ASSUME: maps are compared with the whole reference and the whole labels, so that no threshold makes a map look
     better; hence a reference has no shoreline.
     """
-    settings, optics = config.aois[aoi], config.section("sentinel2", aoi)
-    assert isinstance(optics, Sentinel2)
+    settings, optics = config.aois[aoi], config.optics_of(aoi)
     if settings.reference is not None and settings.reference.shoreline is not None:
         raise SettingError(
             f"aois.{aoi}.reference.shoreline is set, but maps are compared with the whole reference: remove it"
@@ -309,22 +353,29 @@ def check_shoreline(config: Config, aoi: str) -> None:
 
 
 def check_files(config: Config, aoi: str, made: Collection[Path] = ()) -> None:
-    """Refuse an area whose settings name a file that is not there and that is not ``made`` by a rule.
+    """Refuse an area whose settings name a file or program that is not there and that is not ``made`` by a rule.
 
     Raises
     ------
     SettingError
-        Names the setting and the path.
+        Names the setting and the path; or Sen2Cor, which is to make Level-2A, is not installed.
     """
-    for key, path in _files(config, aoi):
-        if path not in made and not path.exists():
-            raise SettingError(f"{key} is {path}, which does not exist: mend the path or bring the file")
+    for key, path in missing_files(config, aoi, made).items():
+        raise SettingError(f"{key} is {path}, which does not exist: mend the path or bring the file")
+    optics = config.optics_of(aoi)
+    if "sentinel2" in config.aois[aoi].sensors and optics.processor == "sen2cor":
+        find_sen2cor(optics.sen2cor_program)
+
+
+def missing_files(config: Config, aoi: str, made: Collection[Path] = ()) -> dict[str, Path]:
+    """Files that the settings of an area name, by setting, that are not there and that are not ``made`` by a rule."""
+    return {key: path for key, path in _files(config, aoi) if path not in made and not path.exists()}
 
 
 def _files(config: Config, aoi: str) -> Iterator[tuple[str, Path]]:
     """Every file or folder that the settings of an area name, with the key of the setting."""
-    settings, radar = config.aois[aoi], config.section("sentinel1", aoi)
-    assert isinstance(radar, Sentinel1)
+    settings = config.aois[aoi]
+    radar, optics = config.radar_of(aoi), config.optics_of(aoi)
     named: dict[str, Any] = {"area": settings.area, "scenes": settings.scenes, "dem": settings.dem}
     if settings.scenes is None:
         named["provider.catalog"] = settings.provider.catalog
@@ -333,10 +384,12 @@ def _files(config: Config, aoi: str) -> Iterator[tuple[str, Path]]:
             named |= {f"{key}.path": labels.path, f"{key}.legend": labels.legend}
     if "sentinel1" in settings.sensors:
         named |= {"sentinel1.orbits": radar.orbits, "sentinel1.geoid": radar.geoid}
+    if "sentinel2" in settings.sensors and optics.processor == "sen2cor":
+        named |= {f"sentinel2.{name}": getattr(optics, name) for name in ("sen2cor_program", "sen2cor_gipp")}
     for key, path in named.items():
         if isinstance(path, Path):
             section, _, name = key.rpartition(".")
-            common = section == "sentinel1" and name not in settings.sentinel1
+            common = section in SENSOR_SECTIONS and name not in getattr(settings, section)
             yield (key if common else f"aois.{aoi}.{key}"), path
 
 

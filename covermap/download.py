@@ -7,9 +7,8 @@ import logging
 import re
 import struct
 import zipfile
-import zlib
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from importlib import import_module
@@ -20,30 +19,43 @@ import rasterio
 from rasterio.errors import RasterioError
 from shapely import from_wkt, union_all
 from shapely.geometry import box
-from shapely.geometry.base import BaseGeometry
 
-from covermap.errors import CoverageError, ProductError
+from covermap.archives import BAD_ZIP
+from covermap.errors import CoverageError, ProductError, SettingError
 from covermap.files import whole
+from covermap.grid import Grid
 from covermap.labels import check_overlap, in_degrees
-from covermap.providers import PROVIDERS
+from covermap.providers import PROVIDERS, Query
+from covermap.providers.stac import shown
 from covermap.scenes import (
-    SUPERSEDES,
+    MISSING,
     Item,
     footprint,
     level_of,
-    meets,
     moment,
-    platform_of,
-    product_name,
-    read_listing,
+    polarisations_of,
     sensor_of,
-    tile_of,
+    told_gaps,
 )
-from covermap.sentinel2.offsets import BY_HAND, baseline_of
-from covermap.settings import Period, Provider, Sensor
+from covermap.selection import (
+    at_most,
+    clear_enough,
+    cloud_cover,
+    doubtful_months,
+    gaps,
+    newest_baseline,
+    read_pinned,
+    readable,
+    why_missing,
+)
+from covermap.settings import Composite, Period, Provider, Sensor
 
 log = logging.getLogger(__name__)
 
+SECRET_PART = re.compile(
+    r"://[^/?#]*@|[?&](x-(amz|goog)-[\w-]+|[\w-]*(signature|token|password|secret|key|keyid|pair-id)|sig|policy)=",
+    re.IGNORECASE,
+)
 GLOBE = box(-180, -90, 180, 90)
 MISSION = Period(start=date(2014, 1, 1), end=date(2099, 12, 31))
 
@@ -56,6 +68,10 @@ def search_scenes(
     provider: Provider,
     level: str,
     max_cloud: float,
+    orbit_state: str | None,
+    relative_orbits: list[int],
+    polarisations: list[str],
+    composite: Composite,
     catalog: Path | None,
     pinned: Path | None,
     labels: Path | None,
@@ -65,7 +81,9 @@ def search_scenes(
     Parameters
     ----------
     listing
-        Output: a FeatureCollection of STAC items sorted by id; the same answer gives the same bytes.
+        Output: a FeatureCollection of STAC items sorted by id; the same answer gives the same bytes. What no scene
+        covers, where ``provider.on_missing`` lets that be, stands in its member ``covermap:missing``: shares of the
+        area by sensor and month or step.
     area
         Polygon in lon/lat as WKT.
     level
@@ -73,52 +91,119 @@ def search_scenes(
     max_cloud
         Sentinel-2 scenes with a greater ``eo:cloud_cover`` are left out [%]; of an acquisition the latest baseline's
         counts.
+    orbit_state, relative_orbits
+        The Sentinel-1 scenes that count; None, or none named: all.
+    polarisations
+        Sentinel-1 scenes that lack one of them are left out.
+    composite
+        Says which times must have a scene.
     catalog
         The file that the provider reads, where it reads one.
     pinned
-        A list that a person chose instead of a search; its scenes of the area, sensors, level and period are all
-        taken, but each acquisition of a Sentinel-2 tile once.
+        A list that a person chose instead of a search; its scenes of the area, sensors, level, polarisations and
+        period are all taken, but each acquisition of a Sentinel-2 tile once.
     labels
         Label file, which must meet the area; checked here, before anything is fetched.
 
     Raises
     ------
     CoverageError
-        A sensor has no scene, or the labels lie elsewhere.
+        A sensor has no scene, or none of a part of the area or of a time, or the labels lie elsewhere.
     ProductError
         The catalogue, the pinned list or the label file is broken.
+    SettingError
+        The provider needs an account, and there is none.
+    DownloadError
+        The service does not answer.
     """
     polygon = from_wkt(area)
     if labels:
         check_overlap(labels, polygon)
-    search = partial(import_module(PROVIDERS[provider.name]).search, catalog=catalog)
-    found = read_pinned(pinned, polygon, period, sensors) if pinned else search(polygon, period, sensors)
-    newest = newest_baseline(of_level(found, level))
-    items = newest if pinned else clear_enough(newest, max_cloud)
-    for sensor in sensors:
-        scenes = [item for item in items if sensor_of(item) == sensor]
-        if not scenes:
-            reason = _of_other_level(found, sensor, level)
-            if not reason:
-                reason = PIN_OTHERS if pinned else _why_none(search, polygon, period, sensor, newest, max_cloud)
+    tracks = orbit_state, tuple(relative_orbits), tuple(polarisations)
+    query = Query(polygon, period, sensors, level, max_cloud, *tracks)
+    module = import_module(PROVIDERS[provider.name])
+    module.check_credentials(provider)
+    search = partial(module.search, settings=provider)
+    found = read_pinned(pinned, polygon, period, sensors) if pinned else _all_baselines(search, query)
+    newest = newest_baseline(readable(found, query))
+    items = newest if pinned else at_most(clear_enough(newest, max_cloud), provider.per_month, query)
+
+    def why_none(sensor: str) -> str:
+        one = replace(query, sensors=(sensor,))
+        return _unreadable(found, sensor, query) or (
+            PIN_OTHERS if pinned else _why_none(search, one, newest, provider.is_local)
+        )
+
+    source = str(pinned) if pinned else f"provider {provider.name}"
+    _must_have_all(items, query, source, why_none)
+    _write_listing(listing, items, _gaps_of(items, query, composite, source, provider.on_missing))
+
+
+def _all_baselines(search: Callable[[Query], list[Item]], query: Query) -> list[Item]:
+    """What a provider finds, and the clouded scenes that may stand in the way of a clear one of an older baseline.
+
+    A service that leaves out clouds would otherwise give the older one where the newest is too cloudy.
+    """
+    found = {item["id"]: item for item in search(query)}
+    for month in doubtful_months(found.values(), query):
+        again = search(replace(query, period=month, sensors=("sentinel2",), max_cloud=100))
+        found = {item["id"]: item for item in again} | found
+    return [found[name] for name in sorted(found)]
+
+
+def _must_have_all(items: Sequence[Item], query: Query, source: str, why: Callable[[str], str]) -> None:
+    """Refuse a list without a scene of one of the sensors."""
+    for sensor in query.sensors:
+        count = sum(sensor_of(item) == sensor for item in items)
+        log.info("%s: %d scenes", sensor, count)
+        if not count:
             raise CoverageError(
-                f"{pinned or f'provider {provider.name}'} has no {sensor} scene of the area {in_degrees(polygon)} "
-                f"from {period.start} to {period.end}: {reason}"
+                f"{source} has no {sensor} scene of the area {in_degrees(query.area)} "
+                f"from {query.period.start} to {query.period.end}: {why(sensor)}"
             )
-        log.info("%s: %d scenes", sensor, len(scenes))
-        _warn_of_gaps(sensor, scenes, polygon)
-    _write_listing(listing, items)
 
 
-def download_scene(product: Path, item: dict[str, Any], provider: str) -> None:
+def _gaps_of(
+    items: Sequence[Item], query: Query, composite: Composite, source: str, on_missing: str
+) -> dict[str, dict[str, float]]:
+    """What no scene covers, by sensor, where that is allowed."""
+    found = {sensor: gaps(sensor, items, query, composite) for sensor in query.sensors}
+    missing = {sensor: absent for sensor, absent in found.items() if absent}
+    for sensor, absent in missing.items():
+        _tell_gaps(source, sensor, query.level, absent, on_missing)
+    return missing
+
+
+def _tell_gaps(source: str, sensor: str, level: str, missing: dict[str, float], on_missing: str) -> None:
+    """Refuse times and places without a scene, or warn of them where they are allowed."""
+    told = f"{source} has no {sensor} scene for part of the area: {told_gaps(missing)}"
+    if on_missing == "error":
+        raise CoverageError(
+            f"{told}{why_missing(sensor, level, missing)}: change the period, the area, the clouds or tracks allowed "
+            "or the provider, or set provider.on_missing to skip"
+        )
+    log.warning("%s; it stays without", told)
+
+
+def download_scene(product: Path, item: dict[str, Any], provider: Provider, bands: list[str], grid: Grid) -> None:
     """Fetch a scene's files as one zip at ``product``, whole or absent.
+
+    Parameters
+    ----------
+    product : output.
+    item : STAC item of the scene.
+    provider : where it comes from.
+    bands : that will be read: Sentinel-2 bands with SCL, or polarisations; a provider may bring more. None: all.
+    grid : the area's grid; a provider that sends windows brings no more than it and a rim.
 
     Raises
     ------
     ProductError
         A file is missing, is cut off, or is no raster where its name says so.
+    DownloadError
+        The service does not deliver.
     """
-    import_module(PROVIDERS[provider]).fetch(item, product)
+    import_module(PROVIDERS[provider.name]).fetch(item, product, provider, bands, grid)
     try:
         check_stored(product, item)
     except ProductError:
@@ -130,7 +215,6 @@ RASTER_NAME = re.compile(r"\.(jp2|tiff?)$", re.IGNORECASE)
 JP2_START = b"\0\0\0\x0cjP  \r\n\x87\n"
 CODESTREAM_START = b"\xff\x4f\xff\x51"
 END_OF_CODESTREAM = b"\xff\xd9"
-UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)
 
 
 def check_stored(product: Path, item: dict[str, Any]) -> None:
@@ -150,7 +234,7 @@ def check_stored(product: Path, item: dict[str, Any]) -> None:
                 with archive.open(member) as stream:
                     fault = _fault(stream, member, product)
                     _skip(stream, member.file_size)  # the sum is known at the end
-            except UNREADABLE as error:
+            except BAD_ZIP as error:
                 fault = f"is broken ({error})"
             if fault:
                 source = _source(archive, member.filename, item)
@@ -162,8 +246,8 @@ def _source(archive: zipfile.ZipFile, name: str, item: dict[str, Any]) -> str:
     if "item.json" in archive.namelist():
         stored = json.loads(archive.read("item.json"))["assets"]
         keys = [key for key, asset in stored.items() if asset.get("href") == name]
-        return ", ".join(str(item["assets"][key]["href"]) for key in keys)
-    return f"{name} of {', '.join(str(asset.get('href')) for asset in item['assets'].values())}"
+        return ", ".join(shown(str(item["assets"][key]["href"])) for key in keys)
+    return f"{name} of {', '.join(shown(str(asset.get('href'))) for asset in item['assets'].values())}"
 
 
 def _fault(stream: IO[bytes], member: zipfile.ZipInfo, product: Path) -> str:
@@ -228,150 +312,71 @@ def _skip(stream: IO[bytes], count: int) -> None:
         count -= len(chunk)
 
 
-def _cloud_cover(item: Item) -> float:
-    return float(item["properties"].get("eo:cloud_cover") or 0)
-
-
-def clear_enough(items: Iterable[Item], max_cloud: float) -> list[Item]:
-    """The items without Sentinel-2 scenes that have more clouds than ``max_cloud`` [%]; without a figure one stays."""
-    clear = []
-    for item in items:
-        if sensor_of(item) == "sentinel2" and _cloud_cover(item) > max_cloud:
-            log.info("%s left out: %g %% of clouds, at most %g %%", item["id"], _cloud_cover(item), max_cloud)
-        else:
-            clear.append(item)
-    return clear
-
-
-def of_level(items: Iterable[Item], level: str) -> list[Item]:
-    """The items without Sentinel-2 scenes that tell another level (L2A or L1C); one that tells none stays."""
-    kept = []
-    for item in items:
-        if sensor_of(item) == "sentinel2" and level_of(item) not in ("", level):
-            log.info("%s left out: it is of level %s, not %s", item["id"], level_of(item), level)
-        else:
-            kept.append(item)
-    return kept
-
-
-def newest_baseline(items: Sequence[Item]) -> list[Item]:
-    """The items with each Sentinel-2 acquisition of a tile once: that of the latest processing baseline.
-
-    An acquisition is a tile, a platform and the time in the product's name, or the item's own to the second. Products
-    of one baseline are both kept where they may be the two parts of a tile that two ground stations received; of those
-    that tell the same start of their datastrip, the one made last is. What is kept names the others' ids in the
-    property ``covermap:supersedes``.
-    """
-    acquisitions: dict[tuple[str, ...], list[Item]] = defaultdict(list)
-    for item in items:
-        acquisitions[_acquisition(item)].append(item)
-    kept: dict[str, Item] = {}
-    for same in acquisitions.values():
-        newest = max(map(_baseline, same))
-        winners = _last_made([item for item in same if _baseline(item) == newest])
-        older = sorted({item["id"] for item in same} - {item["id"] for item in winners})
-        for name in older:
-            log.info("%s left out: %s has the later baseline %s or was made later", name, winners[0]["id"], newest)
-        kept.update({item["id"]: _superseding(item, older) for item in winners})
-    return [kept[item["id"]] for item in items if item["id"] in kept]
-
-
-def _last_made(same: Sequence[Item]) -> list[Item]:
-    """Of products of one acquisition and baseline the last one of each datastrip, sorted by id."""
-    strips = {_datastrip(item): item for item in sorted(same, key=_made)}
-    return sorted(strips.values(), key=lambda item: str(item["id"]))
-
-
-def _superseding(item: Item, older: Sequence[str]) -> Item:
-    """The item with the ids of what it replaces, those that it names already included."""
-    named = sorted({*item["properties"].get(SUPERSEDES, ()), *older})
-    return {**item, "properties": {**item["properties"], SUPERSEDES: named}} if named else item
-
-
-def _acquisition(item: Item) -> tuple[str, ...]:
-    tile = tile_of(item)
-    if sensor_of(item) != "sentinel2" or not tile:
-        return (item["id"],)
-    name = product_name(item)
-    return platform_of(item), tile, name["time"] if name else f"{moment(item):%Y%m%dT%H%M%S}"
-
-
-def _baseline(item: Item) -> str:
-    """Processing baseline; one that is untold or that a person's own processor left (99.99) comes before all."""
-    baseline = baseline_of(item)
-    return "00.00" if baseline in ("", BY_HAND) else baseline
-
-
-def _made(item: Item) -> tuple[str, str]:
-    """When a product was made, as far as it is told, then its id."""
-    name, told = product_name(item), item["properties"].get("s2:generation_time")
-    return (name["made"] if name else re.sub(r"[^0-9T]", "", str(told or ""))[:15]), item["id"]
-
-
-def _datastrip(item: Item) -> str:
-    """Start of the datastrip that a product is cut from; its id where that is untold."""
-    told = re.search(r"_S(\d{8}T\d{6})_", str(item["properties"].get("s2:datastrip_id")))
-    return told[1] if told else item["id"]
-
-
-def read_pinned(pinned: Path, area: BaseGeometry, period: Period, sensors: Sequence[str]) -> list[Item]:
-    """Items of a pinned list that belong to the area and period, those of other sensors left out; the log names all."""
-    scenes = []
-    for name, item in read_listing(pinned).items():
-        if not meets(item, area):
-            log.warning("%s of %s left out: it does not meet the area", name, pinned)
-        elif not period.start <= moment(item).date() <= period.end:
-            log.warning("%s of %s left out: it is not of %s to %s", name, pinned, period.start, period.end)
-        elif sensor_of(item) in sensors:
-            scenes.append(item)
-    return scenes
-
-
 PIN_OTHERS = "pin scenes of this area, period and sensor, or take the sensor out of the area's sensors"
 
 
-def _of_other_level(found: Sequence[Item], sensor: str, level: str) -> str:
-    """What to change where all scenes of a sensor are of another level; empty: they are not."""
+def _unreadable(found: Sequence[Item], sensor: str, query: Query) -> str:
+    """What to change where all scenes of a sensor are of another level or polarisation; empty: they are not."""
     scenes = [item for item in found if sensor_of(item) == sensor]
-    if not scenes or of_level(scenes, level):
+    if not scenes or readable(scenes, query):
         return ""
+    if sensor == "sentinel1":
+        kinds = sorted({" and ".join(sorted(polarisations_of(item), reverse=True)) for item in scenes})
+        return (
+            f"{len(scenes)} are of {' or '.join(kinds)}, without all of {', '.join(query.polarisations)}, so set "
+            "sentinel1.polarisations to what they have or bring others"
+        )
     other = level_of(scenes[0])
-    return f"{len(scenes)} are of level {other}, so set sentinel2.level to {other} or bring those of level {level}"
+    setting = f"sentinel2.level to {other}" + " and sentinel2.processor to none" * (other == "L2A")
+    return f"{len(scenes)} are of level {other}, so set {setting} or bring those of level {query.level}"
 
 
-def _why_none(
-    search: Callable[..., list[Item]],
-    area: BaseGeometry,
-    period: Period,
-    sensor: str,
-    found: Sequence[Item],
-    max_cloud: float,
-) -> str:
-    """Whether scenes were too cloudy, or are of other days or elsewhere, and what to change."""
-    clouds = [_cloud_cover(item) for item in found if sensor_of(item) == sensor]
+def _why_none(search: Callable[[Query], list[Item]], query: Query, found: Sequence[Item], local: bool) -> str:
+    """Whether scenes were too cloudy, or are of other days or elsewhere, and what to change.
+
+    A service is not asked for the whole archive; ``local`` catalogues are.
+    """
+    (sensor,) = query.sensors
+    clouds = [cloud_cover(item) for item in found if sensor_of(item) == sensor]
+    if not clouds and sensor == "sentinel2" and query.max_cloud < 100:  # some services leave them out themselves
+        clouds = [cloud_cover(item) for item in search(replace(query, max_cloud=100))]
     if clouds:
         return (
-            f"{len(clouds)} have more clouds than max_cloud {max_cloud:g} %, the clearest {min(clouds):g} %, so raise "
-            "max_cloud or widen the period"
+            f"{len(clouds)} have more clouds than max_cloud {query.max_cloud:g} %, the clearest {min(clouds):g} %, so "
+            "raise max_cloud or widen the period"
         )
-    other_days = sorted(moment(item).date() for item in search(area, MISSION, [sensor]))
+    if not local:
+        known = why_missing(sensor, query.level, query.period.months)
+        return f"the service knows none{known}, so check the area and the period, and from when on it holds such scenes"
+    other_days = sorted(moment(item).date() for item in search(replace(query, period=MISSION)))
     if other_days:
         return f"{len(other_days)} are of days outside, from {other_days[0]} to {other_days[-1]}, so change the period"
-    elsewhere = search(GLOBE, period, [sensor])
+    elsewhere = search(replace(query, area=GLOBE))
     if elsewhere:
         extent = in_degrees(union_all([footprint(item) for item in elsewhere]))
         return f"{len(elsewhere)} of the period lie elsewhere, at {extent}, so check the area or bring its scenes"
     return "it has none of any other place in this period either, so take another provider or other sensors"
 
 
-def _warn_of_gaps(sensor: str, scenes: Sequence[Item], area: BaseGeometry) -> None:
-    covered = union_all([footprint(item) for item in scenes])
-    share = area.difference(covered).area / area.area  # of one area in degrees: good enough for a warning
-    if share > 1e-4:
-        log.warning("%.1f %% of the area has no %s scene at all and stays without it", 100 * share, sensor)
+def _refuse_secrets(items: Iterable[Item]) -> None:
+    """Refuse addresses that would show a signature or a password to whoever reads the list or the workflow's notes."""
+    for item in items:
+        for key, asset in item["assets"].items():
+            if SECRET_PART.search(href := str(asset.get("href"))):
+                raise SettingError(
+                    f"scene {item['id']}: the address {shown(href)} of its asset {key!r} holds a signature or a "
+                    "password, which would stand in the list for all to read: bring addresses without it, and set "
+                    "provider.url to the service that signs them"
+                )
 
 
-def _write_listing(listing: Path, items: Iterable[Item]) -> None:
-    content = {"type": "FeatureCollection", "features": sorted(items, key=lambda item: item["id"])}
+def _write_listing(listing: Path, items: Sequence[Item], missing: dict[str, dict[str, float]]) -> None:
+    _refuse_secrets(items)
+    content: dict[str, Any] = {
+        "type": "FeatureCollection",
+        "features": sorted(items, key=lambda item: item["id"]),
+    }
+    if missing:
+        content[MISSING] = missing
     with whole(listing) as part:
         part.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -19,3 +19,14 @@ class CoverageError(CovermapError):
 
 class ModelError(CovermapError):
     """A network cannot be trained or applied with what it was given."""
+
+
+class DownloadError(CovermapError):
+    """A server or the way to it failed, or what came is not the file: names host and path, never a query or a header.
+
+    ``status`` is the HTTP status of the last answer, None where none came.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status

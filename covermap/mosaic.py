@@ -15,12 +15,14 @@ from rasterio.windows import Window
 from shapely import from_wkt
 
 from covermap import __version__
+from covermap.attribution import TAG, dated
 from covermap.errors import CoverageError
 from covermap.files import scratch, whole
 from covermap.grid import Grid, project
 from covermap.legend import NO_LABEL, Legend
 from covermap.predict import CONFIDENCE_NODATA
 from covermap.raster import read_window
+from covermap.scenes import read_listing
 from covermap.settings import Period
 from covermap.styles import colour_table, write_qml
 
@@ -32,12 +34,14 @@ def mosaic(
     map: Path,
     confidence: Path,
     style: Path,
+    listing: Path,
     grid: Grid,
     blocks: list[Grid],
     area: str,
     legend: Legend,
     period: Period,
     model: str,
+    attribution: str,
 ) -> None:
     """Class map and confidence of an area, as Cloud-Optimised GeoTIFFs, and the map's QGIS style.
 
@@ -45,19 +49,24 @@ def mosaic(
     ----------
     predictions : one raster a block.
     map, confidence, style : what is written. The map is one band, since a second one would be taken for transparency.
+    listing : scenes of the area, for the years of the attribution.
     grid : of the map.
     blocks : grid of each prediction.
     area : outline, WKT in lon/lat; there is no data beyond it.
     legend : classes, names and colours.
     period, model : go into the tags.
+    attribution : whose data the map contains, for the tag of a TIFF that holds copyrights.
 
     Raises
     ------
     CoverageError
         Not one pixel was observed.
+    ProductError
+        The list of scenes cannot be read.
     """
     outline = project(from_wkt(area), "EPSG:4326", grid.crs)
     tags = {"period": f"{period.start}/{period.end}", "model": model, "covermap": __version__}
+    tags[TAG] = dated(attribution, read_listing(listing).values())
     names = {entry.id: entry.name for entry in legend.classes}
     layers = (
         (map, 1, NO_LABEL, "mode", {**tags, "classes": json.dumps(names)}, colour_table(legend)),

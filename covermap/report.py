@@ -25,6 +25,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from covermap import __version__
 from covermap.accuracy import AREAS_BASIS, class_areas
+from covermap.attribution import TAG
 from covermap.errors import ProductError
 from covermap.files import whole
 from covermap.grid import Grid
@@ -54,7 +55,7 @@ NO_CLASS, NO_CONFIDENCE = 0, 255
 # confidence from doubtful to sure: dark to light, evenly in lightness, distinct for colour-blind readers
 CONFIDENCE_COLOURS = ("#3B0F4F", "#8C2369", "#D9505C", "#F7A072", "#FDF1C7")
 SENSOR_NAMES = {"sentinel1": "Sentinel-1", "sentinel2": "Sentinel-2"}
-TOLD_TAGS = {"AREA_OR_POINT", "covermap", "classes", "model", "period"}  # of a map: common, or told elsewhere
+TOLD_TAGS = {TAG, "AREA_OR_POINT", "covermap", "classes", "model", "period"}  # of a map: common, or told elsewhere
 PACKAGES = ("numpy", "rasterio", "zarr", "torch", "snakemake")
 CHART = {"width": 400, "height": 230, "left": 44, "right": 300, "top": 16, "bottom": 192}
 LABEL_GAP = 15  # between the names at the ends of two lines of a chart
@@ -75,7 +76,6 @@ def report(
     period: Period,
     model: str,
     masks: Masks,
-    attribution: str,
     notes: str = "",
     accuracy: Path | None = None,
     metrics: Path | None = None,
@@ -99,7 +99,6 @@ def report(
     legend : names and colours of the classes.
     area, period, model : of the map, as the configuration names them.
     masks : of the area; when they were overruled.
-    attribution : whose data the map contains.
     notes : a caution shown above the map.
     accuracy : of `covermap.accuracy.evaluate`; none: the page says that the map was not evaluated.
     metrics, training_log : of the training; none: no learning curves.
@@ -125,7 +124,7 @@ def report(
             title=title_of(area),
             period=period,
             notes=notes,
-            attribution=attribution,
+            attribution=tags.get(TAG, ""),
             pictures={
                 "classes": _palette_png(classes, colour_table(legend)),
                 "confidence": _palette_png(doubt, confidence_table()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -16,7 +16,8 @@ from covermap.errors import CoverageError, ProductError, SettingError
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
-    from covermap.settings import Sentinel1
+    from covermap.providers import Query
+    from covermap.settings import Sentinel1, Sentinel2
 Item = dict[str, Any]
 
 SCENE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -27,6 +28,10 @@ OPTICAL_PRODUCT = re.compile(  # Planetary Computer leaves the baseline out
     r"(?P<unit>S2[A-D])_MSI(?P<level>L1C|L2A)_(?P<time>\d{8}T\d{6})_(?:N(?P<baseline>\d{4})_)?R\d{3}_T(?P<tile>\w{5})_"
     r"(?P<made>\d{8}T\d{6})"
 )
+CLOUD_BANDS = ("B01", "B02", "B04", "B05", "B08", "B8A", "B09", "B10", "B11", "B12")  # of the cloud model, in order
+MODES = {"SV": {"VV"}, "SH": {"HH"}, "DV": {"VV", "VH"}, "DH": {"HH", "HV"}}  # of polarisations, as products name them
+BY_HAND = "99.99"  # baseline of products that a person made with Sen2Cor (99.33 since its release 3): tells nothing
+MISSING = "covermap:missing"  # member of a list of scenes: what no scene covers
 SUPERSEDES = "covermap:supersedes"  # property of an item: ids of the same acquisition by older processors
 
 
@@ -56,6 +61,18 @@ def _read_listing(path: Path, mtime_ns: int) -> dict[str, Item]:
     for item in items.values():
         check_item(item, path)
     return items
+
+
+def read_missing(path: Path) -> dict[str, dict[str, float]]:
+    """What no scene of a list covers, where that was allowed: shares of the area by sensor and month or step."""
+    missing: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8")).get(MISSING, {})
+    return missing
+
+
+def told_gaps(missing: Mapping[str, float]) -> str:
+    """Gaps in words, such as ``2021-03 (all of it) and 2021-04 (12.5 %)``; of many the first alone."""
+    words = [f"{name} ({'all of it' if share > 0.9999 else f'{100 * share:.1f} %'})" for name, share in missing.items()]
+    return ", ".join(words[:6]) + (f" and {len(words) - 6} more" if len(words) > 6 else "")
 
 
 def check_item(item: Item, source: Path) -> None:
@@ -117,9 +134,40 @@ def level_of(item: Item) -> str:
     return ""
 
 
+def optical_bands(settings: Sentinel2) -> list[str]:
+    """Bands of a Sentinel-2 product that a step reads, its scene classification and those of a cloud model included."""
+    bands = {*settings.bands, *(CLOUD_BANDS if settings.cloud_model != "none" else ())}
+    return sorted(bands) + ["SCL"] * (settings.level == "L2A")
+
+
 def product_name(item: Item) -> re.Match[str] | None:
     """Name of the Sentinel-2 product that an item is made of, in its parts (OPTICAL_PRODUCT)."""
     return OPTICAL_PRODUCT.match(str(item["properties"].get("s2:product_uri") or item["id"]))
+
+
+def baseline_of(item: Item) -> str:
+    """Processing baseline of an item, such as ``05.09``, by its fields or else its product's name; empty: untold."""
+    properties = item["properties"]
+    for word in ("s2:processing_baseline", "processing:version"):
+        if baseline := parsed_baseline(str(properties.get(word) or "")):
+            return baseline
+    named = re.search(r"_N(\d{4})_R\d{3}_", str(properties.get("s2:product_uri") or item["id"]))
+    return parsed_baseline(named[1]) if named else ""
+
+
+def parsed_baseline(text: str) -> str:
+    """Processing baseline in the form ``05.09``, out of ``05.09``, ``5.9``, ``0509`` and the like; empty: it is none.
+
+    The number 5.1 is 05.10, which lost its last zero; no baseline has a second part from 20 on, so 5.9 is 05.09. All
+    from 99 on are 99.99: made by a person.
+    """
+    told = re.fullmatch(r"N?(\d\d?)\.(\d\d?)|N?(\d\d)(\d\d)", text.strip())
+    if told is None:
+        return ""
+    major, minor = filter(None, told.groups())
+    if major == "99":
+        return BY_HAND
+    return f"{major:0>2}.{'10' if minor == '1' else minor.zfill(2)}"
 
 
 def tile_of(item: Item) -> str:
@@ -136,6 +184,27 @@ def platform_of(item: Item) -> str:
     told = str(item["properties"].get("platform") or "").lower()
     name = product_name(item)
     return told or (f"sentinel-{name['unit'][1:].lower()}" if name else "")
+
+
+def track_of(item: Item) -> str:
+    """Relative orbit of a Sentinel-2 item, such as ``24``, by its field or else its product's name; empty: untold."""
+    properties = item["properties"]
+    named = re.search(r"_R(\d{3})_", str(properties.get("s2:product_uri") or item["id"]))
+    told = properties.get("sat:relative_orbit") or (named and named[1]) or ""
+    return str(told).lstrip("0")
+
+
+def polarisations_of(item: Item) -> set[str]:
+    """Polarisations of a Sentinel-1 item, such as VV and VH, by its fields or else its product's name; none: untold.
+
+    Sources: STAC extension SAR; Sentinel Hub documentation, 'Sentinel-1 GRD'; Sentinel-1 Product Specification,
+    'Naming Convention'.
+    """
+    properties = item["properties"]
+    if told := set(re.findall("[VH]{2}", str(properties.get("sar:polarizations")).upper())):
+        return told
+    named = re.search(r"_1S([SD][VH])_", item["id"])
+    return MODES.get(str(properties.get("s1:polarization") or (named and named[1])), set())
 
 
 def moment(item: Item) -> datetime:
@@ -162,6 +231,20 @@ def meets(item: Item, geometry: BaseGeometry) -> bool:
     return outline.intersects(geometry) and not outline.touches(geometry)
 
 
+def met_by(items: Sequence[Item], outlines: Mapping[str, BaseGeometry]) -> dict[str, list[Item]]:
+    """The items that meet each of many outlines (lon/lat), in their order; as :func:`meets`, but fast."""
+    from shapely import STRtree, touches
+
+    footprints, places = [footprint(item) for item in items], list(outlines.values())
+    tree = STRtree(footprints)
+    met: dict[str, list[Item]] = {name: [] for name in outlines}
+    names = list(outlines)
+    for place, scene in sorted(tree.query(places, predicate="intersects").T.tolist()):
+        if not touches(footprints[scene], places[place]):
+            met[names[place]].append(items[scene])
+    return met
+
+
 def is_grd(item: Item) -> bool:
     """Whether a Sentinel-1 item holds a product, which is still to be processed, not backscatter on a map."""
     hrefs = {key: PurePosixPath(str(asset.get("href")).rstrip("/")) for key, asset in item["assets"].items()}
@@ -172,7 +255,7 @@ def is_grd(item: Item) -> bool:
 
 
 def one_view(
-    items: Iterable[Item], settings: Sentinel1, dem: Path | None, aoi: str, directions: str = "one"
+    items: Iterable[Item], settings: Sentinel1, dem: Path | str | None, aoi: str, directions: str = "one"
 ) -> list[Item]:
     """The items of an area without the Sentinel-1 scenes that the settings leave out.
 
@@ -196,7 +279,7 @@ def one_view(
     """
     items = list(items)
     radar = [item for item in items if sensor_of(item) == "sentinel1"]
-    chosen = [item for item in radar if _is_wanted(item, settings)]
+    chosen = [item for item in radar if is_wanted(item, settings)]
     if radar and not chosen:
         raise CoverageError(
             f"aois.{aoi}: of its {len(radar)} Sentinel-1 scenes none is of sentinel1.orbit_state "
@@ -227,7 +310,7 @@ def _check_directions(aoi: str, scenes: Sequence[Item], directions: str) -> None
         )
 
 
-def _check_products(aoi: str, products: Sequence[Item], settings: Sentinel1, dem: Path | None) -> None:
+def _check_products(aoi: str, products: Sequence[Item], settings: Sentinel1, dem: Path | str | None) -> None:
     if products and dem is None:
         raise SettingError(
             f"aois.{aoi}.dem is not set, but {len(products)} of its Sentinel-1 scenes are GRD products, such as "
@@ -242,7 +325,8 @@ def _check_products(aoi: str, products: Sequence[Item], settings: Sentinel1, dem
         )
 
 
-def _is_wanted(item: Item, settings: Sentinel1) -> bool:
+def is_wanted(item: Item, settings: Sentinel1 | Query) -> bool:
+    """Whether a Sentinel-1 scene is of the orbit direction and one of the tracks that are asked for."""
     state, tracks = settings.orbit_state, [str(track) for track in settings.relative_orbits]
     return state in (None, _told(item, "sat:orbit_state")) and (
         not tracks or _told(item, "sat:relative_orbit") in tracks

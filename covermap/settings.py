@@ -19,12 +19,14 @@ from pydantic import (
     model_validator,
 )
 
+from covermap.mapbiomas import why_not
 from covermap.models import INDICES, MODELS
 from covermap.models.options import OPTIONS
 from covermap.providers import PROVIDERS
 
-NAME, CRS = r"^[a-z][a-z0-9_]*$", r"^EPSG:\d+$"
+NAME, CRS, ADDRESS = r"^[a-z][a-z0-9_]*$", r"^EPSG:\d+$", r"^https?://[^\s?#@]+$"
 PATTERNS = {
+    ADDRESS: "the address of a service: https:// or http://, a host and a path, and no name, password or question",
     NAME: "a name of small letters, digits and underscores that begins with a letter",
     CRS: "EPSG: and a number, such as EPSG:32721",
 }
@@ -34,6 +36,23 @@ def _on_disk(value: Any) -> Any:
     if isinstance(value, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|/vsi", value):
         raise ValueError("covermap reads files on disk, and no address: download it and give its path")
     return value
+
+
+def _address_or_file(value: Any) -> Any:
+    if isinstance(value, str) and re.match(ADDRESS, value):
+        return value.rstrip("/")
+    if isinstance(value, str) and re.match("https?://", value):
+        raise ValueError(f"expected {PATTERNS[ADDRESS]}")
+    return Path(_on_disk(value)) if isinstance(value, str) else value
+
+
+def _without_slash(value: str) -> str:
+    return value.rstrip("/")
+
+
+def _text(value: Any) -> Any:
+    """YAML reads a collection such as 10 or 7.1 as a number."""
+    return str(value) if _is_number(value) else value
 
 
 def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -60,11 +79,24 @@ PHRASES = {
 }
 
 
+SECRETS = {  # of an address: name and password, and what follows the path, up to the brackets around the address
+    r"(://)\S*@": r"\1...@",
+    r"(://[^\s?#]*[?#])\S*?(?=['\"]?[])},.:;]*(\s|$))": r"\1...",
+}
+
+
 def first_sentence(error: ValidationError) -> str:
-    """The first fault of a validation as 'key: what is wrong (got value)'.
+    """The first fault of a validation as 'key: what is wrong (got value)', without the secrets of addresses.
 
     Messages of our own about a section begin with the setting that they are about, so they go on behind its key.
     """
+    sentence = _first_fault(error)
+    for pattern, shown in SECRETS.items():
+        sentence = re.sub(pattern, shown, sentence)
+    return sentence
+
+
+def _first_fault(error: ValidationError) -> str:
     fault = error.errors()[0]
     key = ".".join(str(part) for part in fault["loc"] if not re.search(r"[\[(]", str(part)))
     message, given = fault["msg"].removeprefix("Value error, "), fault["input"]
@@ -83,6 +115,7 @@ def first_sentence(error: ValidationError) -> str:
 
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 File = Annotated[Path, BeforeValidator(_on_disk)]
+Address = Annotated[str, StringConstraints(pattern=ADDRESS)]
 Unique = AfterValidator(_unique)
 Sensor = Literal["sentinel1", "sentinel2"]
 Sensors = Annotated[tuple[Sensor, ...], Field(min_length=1), Unique]
@@ -148,7 +181,11 @@ class Sentinel1(Section):
         description="bring backscatter to this incidence angle, for several tracks [degrees]",
     )
     units: Literal["linear", "dB"] = Field("linear", description="of the scene product")
-    orbits: File | None = Field(None, description="folder of orbit files (.EOF); none: the product's own state vectors")
+    orbits: Literal["auto"] | File | None = Field(
+        None,
+        description="folder of orbit files (.EOF); auto: the best one of each scene is downloaded; none: the product's "
+        "own state vectors",
+    )
     negative_power: Literal["keep", "floor", "nodata"] = Field(
         "keep", description="what becomes of power that is not above the thermal noise"
     )
@@ -195,6 +232,11 @@ class Sentinel2(Section):
     """Reflectance from Sentinel-2 products or assets: of the surface (L2A), or at the top of the atmosphere (L1C)."""
 
     level: Literal["L2A", "L1C"] = Field("L2A", description="L1C: top of atmosphere, as some published systems used it")
+    processor: Literal["none", "sen2cor"] = Field(
+        "none", description="sen2cor: Level-2A is made here, of Level-1C, by ESA's Sen2Cor, which you have installed"
+    )
+    sen2cor_program: File | None = Field(None, description="its L2A_Process; none: the one on the PATH")
+    sen2cor_gipp: File | None = Field(None, description="its own settings, L2A_GIPP.xml; none: those it came with")
     bands: Annotated[tuple[Band, ...], Unique] = Field(
         ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12"),
         min_length=1,
@@ -229,7 +271,17 @@ class Sentinel2(Section):
                 f"cloud_model is {self.cloud_model}, which reads top-of-atmosphere reflectance: set level to L1C, or "
                 "cloud_model to none"
             )
+        if self.level == "L1C" and self.processor != "none":
+            raise ValueError(
+                f"processor is {self.processor}, which makes Level-2A, but level is L1C: set level to L2A, or "
+                "processor to none"
+            )
         return self
+
+    @property
+    def fetched_level(self) -> Literal["L2A", "L1C"]:
+        """Level of the products that are searched and fetched."""
+        return "L1C" if self.processor == "sen2cor" else self.level
 
 
 class Masks(Section):
@@ -333,14 +385,32 @@ class Shoreline(Section):
     )
 
 
+URBAN_ATLAS_YEARS = (2006, 2012, 2018, 2021)
+URBAN_ATLAS_LEGEND = "resources/legends/urban_atlas.csv"
+
+
 class Labels(Section):
     """A map of what the ground was."""
 
-    source: Literal["mapbiomas", "raster", "vector"] = Field(description="how the file is read")
-    path: File = Field(description="the file")
-    legend: File = Field(description="CSV of code, class, name, colour")
+    source: Literal["mapbiomas", "raster", "vector", "urban_atlas"] = Field(description="how the file is read")
+    path: Literal["auto"] | File = Field(description="the file; auto: the area's part of a map is downloaded")
+    collection: Annotated[str, BeforeValidator(_text)] | None = Field(
+        None, description="auto: of MapBiomas, such as 10 or 10m-4, or the address of another map with {year} in it"
+    )
+    year: int | None = Field(
+        None, ge=1985, le=2100, description="auto: year of the map; urban_atlas: its edition, where a file has several"
+    )
+    legend: File = Field(
+        description=f"CSV of code, class, name, colour; urban_atlas: {URBAN_ATLAS_LEGEND} where none is named"
+    )
     attribute: str | None = Field(None, description="vector: the attribute that holds the code")
     shoreline: Shoreline | None = Field(None, description="exclude water that comes and goes; none: keep all")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_legend(cls, given: Any) -> Any:
+        own = isinstance(given, dict) and given.get("source") == "urban_atlas"
+        return {"legend": URBAN_ATLAS_LEGEND, **given} if own else given
 
     @model_validator(mode="after")
     def _attribute(self) -> Self:
@@ -351,22 +421,107 @@ class Labels(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _download(self) -> Self:
+        if self.source == "urban_atlas":
+            return self._of_urban_atlas()
+        if self.path != "auto":
+            if self.collection is not None or self.year is not None:
+                raise ValueError(f"path is {self.path}, a file, which has no collection and year: remove them")
+            return self
+        if self.source == "vector":
+            raise ValueError("path is auto, but source is vector: only maps of pixels are downloaded, so give the file")
+        if self.collection is None or self.year is None:
+            raise ValueError("path is auto, which needs collection and year: add both, such as 10 and 2022")
+        if reason := why_not(self.collection, self.year):
+            raise ValueError(reason)
+        return self
+
+    def _of_urban_atlas(self) -> Self:
+        if self.collection is not None:
+            raise ValueError(f"collection is {self.collection}, but Urban Atlas has editions by year: remove it")
+        if self.path == "auto" and self.year not in URBAN_ATLAS_YEARS:
+            raise ValueError(
+                f"year is {self.year or 'not set'}, but Urban Atlas is to be downloaded: expected one of "
+                f"{', '.join(map(str, URBAN_ATLAS_YEARS))}"
+            )
+        return self
+
+    @property
+    def code_attribute(self) -> str | None:
+        """The attribute that holds the code; that of Urban Atlas has the year in its name, however it is spelt."""
+        return f"code_{self.year}" if self.source == "urban_atlas" and self.year else self.attribute
+
+    @property
+    def is_ordered(self) -> bool:
+        """Whether the file is ordered from the Copernicus Land Monitoring Service, which takes an account."""
+        return self.source == "urban_atlas" and self.path == "auto"
+
+
+class Mirrors(Section):
+    """Where heights, orbits and labels are downloaded from; none but clms needs an account."""
+
+    glo30: Address = Field("https://copernicus-dem-30m.s3.eu-central-1.amazonaws.com", description="Copernicus GLO-30")
+    glo90: Address = Field(
+        "https://copernicus-dem-90m.s3.eu-central-1.amazonaws.com",
+        description="Copernicus GLO-90, for land that GLO-30 leaves out",
+    )
+    orbits: Address = Field("https://s1-orbits.s3.amazonaws.com", description="bucket of orbit files of Sentinel-1")
+    mapbiomas: Address = Field("https://storage.googleapis.com/mapbiomas-public", description="maps of MapBiomas")
+    clms: Address = Field("https://land.copernicus.eu/api", description="API of the portal that Urban Atlas comes from")
+    geoid: Address = Field("https://cdn.proj.org", description="grids of PROJ, of which EGM2008 is one")
+
+    _no_slash = field_validator("*")(_without_slash)
+
 
 class Provider(Section):
-    """Where scenes come from."""
+    """Where scenes come from, and how many of them."""
 
     name: Literal[tuple(PROVIDERS)] = Field(description="one of the providers")  # type: ignore[valid-type]
-    catalog: File | None = Field(None, description="stac: an ItemCollection or a static catalogue on disk")
+    catalog: Annotated[str | Path, BeforeValidator(_address_or_file)] | None = Field(
+        None,
+        description="stac: the address of a STAC API, or an ItemCollection or static catalogue on disk",
+    )
+    collections: Annotated[tuple[str, ...], Unique] = Field(
+        (), description="stac: collections of the API to search; none named: those that covermap knows there"
+    )
+    url: Address | None = Field(
+        None,
+        description="cdse, sentinelhub: another address of the service; stac: of the one that signs addresses of files",
+    )
+    per_month: dict[Sensor, Annotated[int, Field(ge=1)]] = Field(
+        {},
+        description="so many passes a month at most, of each track: the widest of Sentinel-1, the clearest of a "
+        "Sentinel-2 tile",
+    )
+    on_missing: Literal["error", "skip"] = Field(
+        "error", description="what happens where no scene covers a month or a part of the area; the report names it"
+    )
 
     @model_validator(mode="after")
-    def _catalog(self) -> Self:
+    def _fits_the_provider(self) -> Self:
         if self.name == "stac" and self.catalog is None:
             raise ValueError(
-                "catalog is not set: provider stac needs the path of an ItemCollection or static catalogue"
+                "catalog is not set: provider stac needs the address of a STAC API, or the path of an ItemCollection "
+                "or static catalogue"
             )
         if self.name != "stac" and self.catalog is not None:
             raise ValueError(f"catalog is {self.catalog}, which provider {self.name} does not read: remove it")
+        if self.collections and not self.is_api:
+            raise ValueError(f"collections has {self.collections[0]}, which no STAC API is asked for: remove it")
+        if self.url is not None and self.is_local:
+            raise ValueError(f"url is {self.url}, but scenes are searched on disk: remove it")
         return self
+
+    @property
+    def is_api(self) -> bool:
+        """Whether scenes are searched by a STAC API."""
+        return isinstance(self.catalog, str)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether scenes are searched on disk."""
+        return self.name == "demo" or isinstance(self.catalog, Path)
 
 
 class Aoi(Section):
@@ -380,7 +535,11 @@ class Aoi(Section):
     provider: Provider
     scenes: File | None = Field(None, description="a pinned list of scenes instead of a search")
     sensors: Sensors = Field(("sentinel1", "sentinel2"), description="sensors of the stack")
-    dem: File | None = Field(None, description="heights for the terrain correction of Sentinel-1 GRD products")
+    dem: Literal["glo30"] | File | None = Field(
+        None,
+        description="heights for the terrain correction of Sentinel-1 GRD products; glo30: those of Copernicus GLO-30 "
+        "are downloaded",
+    )
     labels: Labels | None = Field(None, description="for training and agreement; none: the area is mapped only")
     reference: Labels | None = Field(None, description="an independent map for evaluation, never used in training")
     model: Name = Field(description="the model of results/maps/{aoi}.tif")

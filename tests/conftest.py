@@ -66,6 +66,7 @@ def small_settings(folder: Path) -> Settings:
     (folder / "area.geojson").write_text(json.dumps(world_polygon(PIXELS)))
     legend = str(ROOT / "resources" / "legends" / "mapbiomas.csv")
     demo = settings["aois"]["demo"]
+    settings |= {"aois": {"demo": demo}, "models": {"unet_demo": settings["models"]["unet_demo"]}}
     demo.update(area="area.geojson", block_pixels=256, period={"start": "2021-12-01", "end": "2022-04-30"})
     demo["labels"]["legend"] = demo["reference"]["legend"] = legend
     settings["models"]["unet_demo"] |= {

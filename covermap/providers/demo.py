@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from covermap.providers import stac
+from covermap.providers import Query, stac
 from covermap.scenes import Item
 
 if TYPE_CHECKING:
-    from shapely.geometry.base import BaseGeometry
-
-    from covermap.settings import Period
+    from covermap.settings import Provider
 
 CATALOG = Path("resources/demo/catalog.json")
 
+check_credentials = stac.check_credentials
 fetch = stac.fetch
+costs = stac.costs
 sources = stac.sources
 
 
-def search(area: BaseGeometry, period: Period, sensors: Sequence[str], catalog: Path | None = None) -> list[Item]:
-    """Items of the demo world; see :func:`covermap.providers.stac.search`."""
-    return stac.search(area, period, sensors, catalog or CATALOG)
+def search(query: Query, settings: Provider) -> list[Item]:
+    """Items of the demo world; see :func:`covermap.providers.stac.search_catalog`."""
+    return stac.search_catalog(query, CATALOG)

@@ -19,6 +19,7 @@ from covermap.sentinel1 import radiometry, safe, snap
 from covermap.sentinel1.assets import ready_assets
 from covermap.sentinel1.geocoded import Geocoded
 from covermap.sentinel1.native import native_chain
+from covermap.sentinel1.terrain import check_geoid
 from covermap.settings import Sentinel1
 
 
@@ -31,6 +32,7 @@ def process_s1(
     settings: Sentinel1,
     threads: int = 1,
     orbit: Path | None = None,
+    geoid: Path | None = None,
     mem_mb: int = 8_000,
     runtime: int = 120,
 ) -> None:
@@ -49,6 +51,7 @@ def process_s1(
     settings : section ``sentinel1``.
     threads : strips of the image that are worked on at once.
     orbit : orbit file (.EOF) of the scene; None: the state vectors in the product.
+    geoid : grid that the heights count from, in the place of the setting; None: as the settings and the DEM say.
     mem_mb, runtime : memory [MB] and minutes that SNAP may take.
 
     Raises
@@ -61,6 +64,9 @@ def process_s1(
         A polarisation is asked for that the scene lacks; nothing says what the DEM's heights refer to.
     """
     archive = safe.open_product(product)
+    if geoid is not None and dem is not None:
+        check_geoid(dem, settings.geoid)
+        settings = settings.model_copy(update={"geoid": geoid})
     properties = item.get("properties", {})
     tags = {
         "scene": item.get("id", product.stem),

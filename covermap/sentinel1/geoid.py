@@ -1,7 +1,11 @@
-"""How high the geoid lies above the ellipsoid: models that are installed on this computer, never a silent zero."""
+"""How high the geoid lies above the ellipsoid: models that are installed or downloaded, never a silent zero.
+
+The step ``download_geoid`` brings the one that Copernicus heights count from.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from dataclasses import dataclass
@@ -15,8 +19,11 @@ from pyproj.datadir import get_data_dir, get_user_data_dir
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from covermap.errors import SettingError
+from covermap.errors import DownloadError, SettingError
+from covermap.files import whole
 from covermap.sentinel1.nodes import horizontal
+
+log = logging.getLogger(__name__)
 
 Model = Literal["egm96", "egm2008"]
 GRIDS = {"egm96": ("us_nga_egm96_15.tif", "egm96_15.gtx"), "egm2008": ("us_nga_egm08_25.tif", "egm08_25.gtx")}
@@ -55,22 +62,81 @@ def open_geoid(geoid: Model | float | Path) -> Geoid:
             raise SettingError(f"sentinel1.geoid {geoid} does not exist: give a grid of undulations, or a model's name")
         return Geoid(geoid.name, geoid)
     if isinstance(geoid, str):
-        path = _installed(geoid)
+        path = _find(geoid)
+        if path is None:
+            folders = ", ".join(map(str, proj_folders()))
+            raise SettingError(
+                f"the grid of the geoid {geoid} is in none of PROJ's folders ({folders}): {_instead(geoid)}"
+            )
         return Geoid(f"{geoid} ({path.name})", path)
     return Geoid(f"{geoid:g} m", float(geoid))
 
 
-def _installed(model: str) -> Path:
-    folders = proj_folders()
-    for folder in folders:
-        for name in GRIDS[model]:
-            if (folder / name).is_file():
-                return folder / name
-    name = GRIDS[model][0]
+def download_geoid(geoid: Path, url: str) -> None:
+    """The grid of EGM2008, 2.5 minutes wide: the one in PROJ's folders where it is installed, else that of a server.
+
+    Parameters
+    ----------
+    geoid : output, GeoTIFF of undulations in metres on WGS 84.
+    url : a server with PROJ's grids and their list ``files.geojson``, which tells sizes and SHA-256.
+
+    Raises
+    ------
+    DownloadError
+        The grid is not installed, and the server does not deliver it whole; says what to do without it.
+    SettingError
+        The grid that is installed is broken.
+
+    Notes
+    -----
+    PROJ documentation, 'Resource files' and 'Network capabilities': https://cdn.proj.org.
+    """
+    if installed := _find("egm2008"):
+        _copy(geoid, installed)
+        return
+    try:
+        _fetch(geoid, url, GRIDS["egm2008"][0])
+    except DownloadError as error:
+        raise DownloadError(f"{error}; or {_instead('egm2008')}", error.status) from None
+
+
+def _copy(geoid: Path, installed: Path) -> None:
+    try:
+        with rasterio.open(installed) as grid:
+            place = {key: grid.profile[key] for key in ("width", "height", "dtype", "crs", "transform", "nodata")}
+            with whole(geoid) as part, rasterio.open(part, "w", "GTiff", count=1, compress="DEFLATE", **place) as copy:
+                copy.write(grid.read(1), 1)
+    except RasterioError as error:
+        raise SettingError(f"geoid {installed} cannot be read ({error}): install it anew, or remove it") from error
+    log.info("%s is a copy of %s", geoid, installed)
+
+
+def _fetch(geoid: Path, url: str, name: str) -> None:
+    from covermap.transfer import fetch_file  # not needed where heights are read
+    from covermap.web import json_of, request
+
+    listing = f"{url}/files.geojson"
+    answer = json_of(request("GET", listing))
+    try:
+        told = [feature["properties"] for feature in answer["features"]]
+        size, digest = next((int(one["file_size"]), str(one["sha256sum"])) for one in told if one.get("name") == name)
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        raise DownloadError(f"{listing} tells no size and SHA-256 of {name}: check mirrors.geoid") from None
+    fetch_file(f"{url}/{name}", geoid, size=size, checksum=("sha256", digest))
+
+
+def _find(model: str) -> Path | None:
+    """Grid of a model in one of PROJ's folders."""
+    places = (folder / name for folder in proj_folders() for name in GRIDS[model])
+    return next((place for place in places if place.is_file()), None)
+
+
+def _instead(model: str) -> str:
+    """How to have a model's grid, or to go without it."""
     debian = " or `apt-get install proj-data`" if model == "egm96" else ""
-    raise SettingError(
-        f"the grid of the geoid {model} is in none of PROJ's folders ({', '.join(map(str, folders))}): install it with "
-        f"`pyproj sync --file {name}`{debian}, or set sentinel1.geoid to its file or to the undulation in metres"
+    return (
+        f"install it with `pyproj sync --file {GRIDS[model][0]}`{debian}, or set sentinel1.geoid to its file or to the "
+        "undulation in metres"
     )
 
 

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from covermap.errors import CovermapError
+from covermap.program import end_of_log, run_program
 
-log = logging.getLogger(__name__)
-
-LOG_LINES = 15
 CACHE_SHARE = 0.5  # of the heap
 HEAP_SHARE = 0.75  # of the job's memory; the rest is the JVM's own and this process
-# Runs gpt (its arguments) as long as somebody holds the other end of stdin: a job that is killed takes it along.
-GUARD = """
-import os, signal, subprocess, sys, threading
-child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-def end():
-    os.read(0, 1)
-    os.killpg(0, signal.SIGKILL)
-threading.Thread(target=end, daemon=True).start()
-status = child.wait()
-os._exit(status if 0 <= status < 256 else 128 - status)
-"""
 # The same command line through esa_snappy: GPT is the class that the program gpt starts.
 THROUGH_SNAPPY = """
 import sys
@@ -87,33 +72,13 @@ def run_gpt(snap: tuple[str, ...], folder: Path, *, threads: int, mem_mb: int, t
     if _through_snappy(snap):  # esa_snappy starts the JVM itself, with a heap from its own file
         environment["_JAVA_OPTIONS"] = f"{environment.get('_JAVA_OPTIONS', '')} -Xmx{int(mem_mb * HEAP_SHARE)}m".strip()
     line = command_line(snap, folder, threads, mem_mb)
-    log.info("runs %s", " ".join(line))
-    status: int | None = None
-    with (folder / "gpt.log").open("wb") as output:
-        guard = subprocess.Popen(
-            [sys.executable, "-c", GUARD, *line],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=folder,
-            env=environment,
-            start_new_session=True,
-        )
-        try:
-            status = guard.wait(time_limit_s)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            if guard.poll() is None:
-                os.killpg(guard.pid, signal.SIGKILL)
-                guard.wait()
-            if guard.stdin is not None:
-                guard.stdin.close()
-    text = (folder / "gpt.log").read_text(errors="replace")
+    output = folder / "gpt.log"
+    status = run_program(line, folder, output, time_limit_s=time_limit_s, environment=environment)
+    text = output.read_text(errors="replace")
     fault = _fault(status, text, (folder / "backscatter.dim").exists(), mem_mb, time_limit_s)
     if fault:
-        lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("at ")]
-        raise CovermapError(f"SNAP's gpt {fault}; its log ends:\n" + "\n".join(lines[-LOG_LINES:] or ["(empty)"]))
+        lines = [line for line in text.splitlines() if not line.lstrip().startswith("at ")]
+        raise CovermapError(f"SNAP's gpt {fault}; {end_of_log(lines)}")
 
 
 def _fault(status: int | None, text: str, written: bool, mem_mb: int, time_limit_s: float) -> str | None:

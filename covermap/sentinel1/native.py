@@ -18,7 +18,7 @@ from covermap.sentinel1 import distortion, flattening, geocoding, radiometry, sa
 from covermap.sentinel1.flattening import Project
 from covermap.sentinel1.geocoded import Geocoded
 from covermap.sentinel1.nodes import node_step, nodes, part_around
-from covermap.sentinel1.orbit import read_orbit_file
+from covermap.sentinel1.orbit import own_name, read_orbit_file
 from covermap.sentinel1.terrain import Terrain, read_dem
 from covermap.settings import Sentinel1
 from covermap.strips import in_order, strips_of
@@ -69,7 +69,7 @@ def native_chain(
     tags: dict[str, Any] = {
         "processor": "covermap",
         "convention": settings.convention,
-        "orbit_source": f"{image.orbit.source} ({orbit.name})" if orbit else image.orbit.source,
+        "orbit_source": f"{image.orbit.source} ({own_name(orbit)})" if orbit else image.orbit.source,
         "noise_removed": "by the processor" if image.noise_already_removed else "yes",
         "border_noise": "masked" if border else "masked by the processor",
         "negative_power": settings.negative_power,

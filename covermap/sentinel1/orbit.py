@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ POINTS = 8  # of the Lagrange polynomial
 LONGEST_SPACING_S = 60.0  # the polynomial still errs by less than a millimetre here; 1 s and 10 s are in use
 MARGIN_S = 100.0  # on either side of the image: places beside it are looked for too
 FARTHEST_M = 1_000.0  # from the annotated orbit; quick orbits differ by metres, one second is 7.6 km
+OWN_NAME = re.compile(rb"<File_Name>\s*(S1[A-Z]_OPER_AUX_[A-Z]+ORB_OPOD_\d{8}T\d{6}_V\d{8}T\d{6}_\d{8}T\d{6})\s*</")
 KINDS = {"AUX_POEORB": "precise", "AUX_RESORB": "restituted"}
 
 
@@ -99,6 +101,13 @@ def read_orbit_file(path: Path, image: Image) -> Orbit:
     check(orbit, duration_s, source)
     _check_place(orbit, image, source)
     return orbit
+
+
+def own_name(path: Path) -> str:
+    """Name that an orbit file tells in its header, by which SNAP looks for it, whatever it is called here."""
+    with path.open("rb") as file:
+        told = OWN_NAME.search(file.read(4096))
+    return f"{told[1].decode()}.EOF" if told else path.name
 
 
 def check(orbit: Orbit, duration_s: float, source: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -15,6 +14,7 @@ import rasterio
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from covermap.archives import BAD_ZIP, safe_members
 from covermap.errors import CoverageError, ProductError
 from covermap.grid import Grid
 from covermap.sentinel1 import xml
@@ -23,7 +23,6 @@ from covermap.sentinel1.orbit import Orbit, check
 from covermap.sentinel1.radiometry import Noise, NoiseBlock, Vectors
 from covermap.sentinel1.xml import DOWNLOAD_AGAIN
 
-BAD_ZIP = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError)  # the last: encrypted, or packed oddly
 LONGEST_SIDE = 200_000  # lines or samples: the longest slices have 60 000
 
 # satellite, mode or stripmap beam, type, resolution, level and class, polarisations
@@ -84,18 +83,13 @@ def open_product(path: Path) -> Archive:
     Raises
     ------
     ProductError
-        Nothing is there, it is no zip, it holds something else, or a member's name leads out of the archive.
+        Nothing is there, it is no zip, it holds something else, or a member could do harm.
     """
     if path.is_dir():
         names = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
         root = ""
     elif zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = [name for name in archive.namelist() if not name.endswith("/")]
-        except BAD_ZIP as error:
-            raise ProductError(f"scene {path} is not a whole zip file ({error}): {DOWNLOAD_AGAIN}") from error
-        _refuse_escapes(path, members)
+        members = [member.filename for member in safe_members(path, DOWNLOAD_AGAIN)]
         root = _root(path, members)
         names = {name.removeprefix(root) for name in members}
     else:
@@ -111,14 +105,6 @@ def no_overlap(archive: Archive, grid: Grid) -> CoverageError:
     return CoverageError(
         f"scene {archive.path} does not touch the area {grid.bounds} in {grid.crs}: remove it from the list of scenes"
     )
-
-
-def _refuse_escapes(path: Path, members: list[str]) -> None:
-    for name in members:
-        if ".." in PurePosixPath(name.replace("\\", "/")).parts or name.startswith(("/", "\\")) or ":" in name:
-            raise ProductError(f"{path} has a member named {name!r}, which leads out of the archive: do not trust it")
-    if len(set(members)) < len(members):
-        raise ProductError(f"{path} has two members of one name, so that its readers may differ: do not trust it")
 
 
 def _root(path: Path, members: list[str]) -> str:

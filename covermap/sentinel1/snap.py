@@ -33,7 +33,7 @@ from covermap.grid import Grid, project
 from covermap.sentinel1 import gpt, native, safe
 from covermap.sentinel1.geocoded import Geocoded
 from covermap.sentinel1.nodes import horizontal, positions_in
-from covermap.sentinel1.orbit import read_orbit_file
+from covermap.sentinel1.orbit import own_name, read_orbit_file
 from covermap.sentinel1.terrain import Terrain, read_dem
 from covermap.settings import Sentinel1
 from covermap.strips import strips_of
@@ -291,8 +291,8 @@ def _place_orbit(orbit: Path, image: safe.Image, folder: Path) -> None:
     for moment in (first, first - timedelta(minutes=10)):
         place = folder / "orbits" / image.mission / f"{moment:%Y}" / f"{moment:%m}"
         place.mkdir(parents=True, exist_ok=True)
-        if not (place / orbit.name).exists():
-            shutil.copyfile(orbit, place / orbit.name)
+        if not (place / own_name(orbit)).exists():
+            shutil.copyfile(orbit, place / own_name(orbit))
 
 
 # --- what comes out --------------------------------------------------------------------------------------------------

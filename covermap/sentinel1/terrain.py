@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -104,9 +105,9 @@ def _references(
     dem: Path, crs: CRS, geoid: Model | float | Path | None, gaps: Literal["error", "sea"]
 ) -> tuple[Geoid | None, Geoid | None]:
     """Geoid that the DEM's heights count from (None: they are ellipsoidal), and geoid that fills its gaps, if any."""
-    vertical = [part for part in crs.sub_crs_list if part.is_vertical]
+    vertical = _vertical(crs)
     if vertical or len(crs.axis_info) == 3:
-        axis = vertical[0].axis_info[0] if vertical else crs.axis_info[2]
+        axis = vertical.axis_info[0] if vertical else crs.axis_info[2]
         if axis.unit_conversion_factor != 1 or axis.direction != "up":
             raise ProductError(f"DEM {dem} counts heights {axis.direction} in {axis.unit_name}: expected up in metres")
     if not vertical and len(crs.axis_info) == 3:
@@ -123,12 +124,8 @@ def _references(
                 f"raise them twice"
             )
         return None, None
-    declared = _declared(vertical[0]) if vertical else None
-    if vertical and isinstance(geoid, str) and geoid != declared:
-        raise SettingError(
-            f"DEM {dem} declares heights above {vertical[0].name} ({crs.name}), but sentinel1.geoid is {geoid}: remove "
-            f"the setting, or give the grid file or the undulation that belongs to the DEM"
-        )
+    _must_agree(dem, crs, geoid)
+    declared = _declared(vertical) if vertical else None
     wanted = geoid if geoid is not None else declared
     if wanted is None:
         raise SettingError(
@@ -138,6 +135,33 @@ def _references(
         )
     found = open_geoid(wanted)
     return found, found if gaps == "sea" else None
+
+
+def check_geoid(dem: Path, geoid: Model | float | Path | None) -> None:
+    """Refuse a setting that contradicts what the CRS of a DEM declares, before a grid takes its place.
+
+    Raises
+    ------
+    SettingError
+        The setting names another model.
+    """
+    with suppress(RasterioError), rasterio.open(dem) as raster:  # what is broken is told when it is read
+        if raster.crs is not None:
+            _must_agree(dem, CRS.from_wkt(raster.crs.to_wkt()), geoid)
+
+
+def _must_agree(dem: Path, crs: CRS, geoid: Model | float | Path | None) -> None:
+    vertical = _vertical(crs)
+    if vertical and isinstance(geoid, str) and geoid != _declared(vertical):
+        raise SettingError(
+            f"DEM {dem} declares heights above {vertical.name} ({crs.name}), but sentinel1.geoid is {geoid}: remove "
+            f"the setting, or give the grid file or the undulation that belongs to the DEM"
+        )
+
+
+def _vertical(crs: CRS) -> CRS | None:
+    """The part of a compound CRS that heights are in."""
+    return next((part for part in crs.sub_crs_list if part.is_vertical), None)
 
 
 def _declared(vertical: CRS) -> Model | None:

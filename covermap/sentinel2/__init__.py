@@ -27,7 +27,7 @@ from rasterio.windows import Window
 from covermap.errors import CoverageError, ProductError
 from covermap.grid import Grid
 from covermap.raster import TILE, new_raster
-from covermap.scenes import SUPERSEDES, platform_of, tile_of
+from covermap.scenes import CLOUD_BANDS, SUPERSEDES, platform_of, tile_of
 from covermap.sentinel2 import clouds
 from covermap.sentinel2.item import DECLARED, product_of_item, untold
 from covermap.sentinel2.offsets import Rule
@@ -152,7 +152,7 @@ def open_product(product: Path, level: str = "L2A", offsets: Rule = "agreed") ->
 
 
 def _model_bands(settings: Sentinel2) -> tuple[str, ...]:
-    return clouds.MODEL_BANDS if settings.cloud_model != "none" else ()
+    return CLOUD_BANDS if settings.cloud_model != "none" else ()
 
 
 def _wanted(scene: Product, name: str) -> Band:
@@ -325,7 +325,7 @@ def _cloudy(cells: dict[str, list[np.ndarray]], settings: Sentinel2, threads: in
     """What the cloud model calls cloud, bool by cell; None without a model."""
     if not cells:
         return None
-    means = np.stack([np.concatenate(cells[name]) for name in clouds.MODEL_BANDS])
+    means = np.stack([np.concatenate(cells[name]) for name in CLOUD_BANDS])
     return clouds.cloud_probability(means, threads) >= settings.cloud_probability
 
 

@@ -31,7 +31,6 @@ MASK = "cloud mask"  # in messages, where a band would stand
 LAYERS = (OPAQUE, CIRRUS, SNOW)  # of MSK_CLASSI, in order; the first one counts
 KINDS = {"OPAQUE": OPAQUE, "CIRRUS": CIRRUS}  # of MSK_CLOUDS
 ROOT = re.compile(r"\{[^}]*/eop/[^}]*\}Mask")  # of MSK_CLOUDS
-MODEL_BANDS = ("B01", "B02", "B04", "B05", "B08", "B8A", "B09", "B10", "B11", "B12")
 CELL = 6  # pixels of 10 m along a pixel of the model
 MODEL_ROWS = 64  # of cells at once
 
@@ -125,7 +124,7 @@ def cloud_probability(means: np.ndarray, threads: int) -> np.ndarray:
 
     Parameters
     ----------
-    means : float32 (band, y, x), top-of-atmosphere reflectance of MODEL_BANDS, NaN without data.
+    means : float32 (band, y, x), top-of-atmosphere reflectance of scenes.CLOUD_BANDS, NaN without data.
 
     Raises
     ------

@@ -13,13 +13,12 @@ from affine import Affine
 from rasterio.transform import array_bounds
 
 from covermap.errors import ProductError
-from covermap.scenes import level_of, product_name
+from covermap.scenes import baseline_of, level_of, product_name
 from covermap.sentinel2.offsets import (
     OFFSETS_FROM_DAY,
     OFFSETS_SINCE,
     Rule,
     agreed_offset,
-    baseline_of,
     offset_by_baseline,
 )
 from covermap.sentinel2.product import AGAIN, BAND_IDS, SCL, STEPS, Band, Files, Product, must_be_of_level

@@ -7,40 +7,17 @@ processing baseline 04.00 on and in all of Collection 1 (05.00 and later, of any
 from __future__ import annotations
 
 import math
-import re
-from typing import Any, Literal
+from typing import Literal
 
 from covermap.errors import ProductError
+from covermap.scenes import BY_HAND
 
 Rule = Literal["agreed", "declared", "baseline"]
 
 OFFSETS_SINCE = "04.00"  # processing baseline, in operation from the day below on
 OFFSETS_FROM_DAY = "2022-01-25"
 OFFSET = -1000.0  # DN, of every band of every baseline since
-BY_HAND = "99.99"  # baseline of products that a person made with the processor: it tells nothing
 SAME_DN = 0.01  # offsets that differ by less are one: declared ones are quotients of rounded numbers
-
-
-def baseline_of(item: dict[str, Any]) -> str:
-    """Processing baseline of an item, such as ``05.09``, by its fields or else its product's name; empty: untold."""
-    properties = item["properties"]
-    for word in ("s2:processing_baseline", "processing:version"):
-        if baseline := parsed_baseline(str(properties.get(word) or "")):
-            return baseline
-    named = re.search(r"_N(\d{4})_R\d{3}_", str(properties.get("s2:product_uri") or item["id"]))
-    return parsed_baseline(named[1]) if named else ""
-
-
-def parsed_baseline(text: str) -> str:
-    """Processing baseline in the form ``05.09``, out of ``05.09``, ``5.9``, ``0509`` and the like; empty: it is none.
-
-    The number 5.1 is 05.10, which lost its last zero; no baseline has a second part from 20 on, so 5.9 is 05.09.
-    """
-    told = re.fullmatch(r"N?(\d\d?)\.(\d\d?)|N?(\d\d)(\d\d)", text.strip())
-    if told is None:
-        return ""
-    major, minor = filter(None, told.groups())
-    return f"{major:0>2}.{'10' if minor == '1' else minor.zfill(2)}"
 
 
 def offset_by_baseline(baseline: str) -> tuple[float, str] | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from covermap.archives import BAD_ZIP, safe_members
 from covermap.errors import ProductError
 
 STEPS = 10_000  # of reflectance 1
@@ -80,7 +81,7 @@ class Files:
             else:
                 with zipfile.ZipFile(self.root) as archive, archive.open(name) as member:
                     content = member.read(LARGEST_TEXT + 1)
-        except (zipfile.BadZipFile, OSError) as error:
+        except BAD_ZIP as error:
             raise ProductError(f"product {self.root}: {name} is broken ({error}): {AGAIN}") from error
         if len(content) > LARGEST_TEXT:
             raise ProductError(f"product {self.root}: {name} has more than {LARGEST_TEXT} bytes: do not use this file")
@@ -97,26 +98,19 @@ def must_be_of_level(product: str, found: str, level: str) -> None:
 
 
 def open_files(product: Path) -> Files:
-    """The files of a product; unsafe paths are refused.
+    """The files of a product; a zip that could do harm is refused.
 
     Raises
     ------
     ProductError
-        The product is missing, empty, no whole zip, or holds a path that leaves its folder.
+        The product is missing, empty, no whole zip, or has a member that could do harm.
     """
     if product.is_dir():
         names = [path.relative_to(product).as_posix() for path in product.rglob("*") if path.is_file()]
     else:
-        try:
-            with zipfile.ZipFile(product) as archive:
-                names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
-        except FileNotFoundError:
-            raise ProductError(f"product {product} does not exist: download it") from None
-        except (zipfile.BadZipFile, OSError) as error:
-            raise ProductError(f"product {product} is no whole zip ({error}): {AGAIN}") from error
-    for name in names:
-        if name.startswith("/") or "\\" in name or ":" in name or ".." in PurePosixPath(name).parts:
-            raise ProductError(f"product {product} holds the unsafe path {name!r}: do not use this file")
+        if not product.exists():
+            raise ProductError(f"product {product} does not exist: download it")
+        names = [member.filename for member in safe_members(product, AGAIN)]
     if not names:
         raise ProductError(f"product {product} is empty: {AGAIN}")
     return Files(product, frozenset(names))

@@ -15,8 +15,8 @@ from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
 from covermap.errors import ProductError
-from covermap.scenes import OPTICAL_PRODUCT
-from covermap.sentinel2.offsets import BY_HAND, Rule, agreed_offset, offset_by_baseline, parsed_baseline
+from covermap.scenes import BY_HAND, OPTICAL_PRODUCT, parsed_baseline
+from covermap.sentinel2.offsets import Rule, agreed_offset, offset_by_baseline
 from covermap.sentinel2.product import AGAIN, BAND_IDS, SCL, Band, Files, Product
 
 PIXELS_M = (60, 10, 10, 10, 20, 20, 20, 10, 20, 60, 60, 20, 20)  # of Level-1C, in the order of BAND_IDS

@@ -52,9 +52,10 @@ def test_every_rule_logs_and_has_a_version(name):
     assert "version" in keywords(RULES[name], "params")
 
 
-@pytest.mark.parametrize(
-    "name", ["simulate_demo", "process_s1", "clip_s2", "stack_block", "pack_tiles", "train", "predict_block", "mosaic"]
-)
+MEASURED = ["simulate_demo", "process_s1", "sen2cor", "clip_s2", "stack_block", "pack_tiles", "train", "mosaic"]
+
+
+@pytest.mark.parametrize("name", [*MEASURED, "predict_block"])
 def test_heavy_rules_are_measured(name):
     assert re.search(r"^    benchmark:", RULES[name], re.MULTILINE)
 
@@ -62,9 +63,12 @@ def test_heavy_rules_are_measured(name):
 @pytest.mark.parametrize("name", PROVIDERS)
 def test_a_provider_searches_and_fetches(name):
     module = importlib.import_module(PROVIDERS[name])
-    assert list(inspect.signature(module.search).parameters) == ["area", "period", "sensors", "catalog"]
-    assert list(inspect.signature(module.fetch).parameters) == ["item", "product"]
+    delivered = ["item", "settings", "bands", "grid"]
+    assert list(inspect.signature(module.search).parameters) == ["query", "settings"]
+    assert list(inspect.signature(module.fetch).parameters) == ["item", "product", *delivered[1:]]
+    assert list(inspect.signature(module.costs).parameters) == delivered
     assert list(inspect.signature(module.sources).parameters) == ["item"]
+    assert list(inspect.signature(module.check_credentials).parameters) == ["settings"]
 
 
 def test_the_conda_environment_installs_what_pyproject_names():
@@ -99,8 +103,9 @@ def test_requirements_pin_what_pyproject_names():
 
 def test_light_modules_stay_light():
     heavy = {"torch", "rasterio", "xarray", "zarr", "geopandas", "sklearn", "scipy", "numba"}
-    light = ("__init__", "config", "settings", "grid", "legend", "scenes", "errors", "orbits", "dates")
-    for name in (*light, "models/__init__", "models/options", "providers/__init__"):
+    light = ("__init__", "config", "settings", "grid", "legend", "scenes", "selection", "errors", "orbits", "dates")
+    light += ("mapbiomas", "attribution", "clms_key", "models/__init__", "models/options", "providers/__init__")
+    for name in (*light, "sen2cor", "program"):
         for node in ast.parse(Path(f"covermap/{name}.py").read_text()).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

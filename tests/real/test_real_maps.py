@@ -16,9 +16,9 @@ from shapely.geometry import shape
 from covermap.config import load
 from covermap.grid import Grid, area_grid, project, read_area
 from covermap.legend import read_legend
-from covermap.providers import stac
+from covermap.providers import Query, stac
 from covermap.sentinel2 import clip_s2
-from covermap.settings import Period, Sentinel2
+from covermap.settings import Period, Provider, Sentinel2
 from tests.real.worlds import BANDS, BANDS_L1C, OFFSETS, PLACES, slovenia, terramesh
 
 
@@ -163,7 +163,8 @@ def test_earth_search_scenes_are_clipped_through_their_own_items(data, tmp_path,
     catalog.write_text(json.dumps({"type": "Catalog", "id": "33TWM", "stac_version": "1.0.0", "links": links}))
     footprint = shape(json.loads(scenes[0].read_text())["geometry"])
     period = Period(start="2023-08-01", end="2023-08-31")
-    items = stac.search(footprint.centroid.buffer(0.05), period, ["sentinel2"], catalog)
+    provider = Provider(name="stac", catalog=catalog)
+    items = stac.search(Query(footprint.centroid.buffer(0.05), period, ("sentinel2",)), provider)
     assert [item["id"] for item in items] == [path.stem for path in scenes]
     settings = Sentinel2(bands=("B02", "B03", "B04", "B08"))
     with rasterio.open(scenes[0].with_name("B04.tif")) as raster:
@@ -171,7 +172,7 @@ def test_earth_search_scenes_are_clipped_through_their_own_items(data, tmp_path,
     transform = json.loads(scenes[0].read_text())["assets"]["red"]["proj:transform"]
     grid = Grid(crs="EPSG:32633", left=transform[2] + 48_000, top=transform[5] - 48_000, width=120, height=120)
     for item in items:
-        stac.fetch(item, tmp_path / f"{item['id']}.zip")
+        stac.fetch(item, tmp_path / f"{item['id']}.zip", provider, (*settings.bands, "SCL"), grid)
         clip_s2(tmp_path / f"{item['id']}.zip", tmp_path / f"{item['id']}.tif", item, grid, settings, 1)
     with rasterio.open(tmp_path / f"{items[0]['id']}.tif") as clip:
         red, scl = clip.read(3), clip.read(5)

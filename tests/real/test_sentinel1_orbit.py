@@ -12,7 +12,7 @@ import pytest
 from covermap.errors import ProductError
 from covermap.orbits import choose_orbit
 from covermap.sentinel1 import geocoding, safe
-from covermap.sentinel1.orbit import Orbit, read_orbit_file, state
+from covermap.sentinel1.orbit import Orbit, own_name, read_orbit_file, state
 
 FIRST, LAST = np.datetime64("2023-08-23T12:31:39.035127"), np.datetime64("2023-08-23T15:49:09.035127")
 
@@ -45,6 +45,10 @@ def by_hand(eof: Path, first_line: np.datetime64) -> Orbit:
     time_s = (np.array([np.datetime64(text[4:], "us") for text in rows["UTC"]]) - first_line) / np.timedelta64(1, "s")
     vectors = np.array([rows[tag] for tag in ("X", "Y", "Z", "VX", "VY", "VZ")], float).T
     return Orbit(time_s, vectors[:, :3], vectors[:, 3:])
+
+
+def test_a_renamed_file_still_tells_its_own_name(eof, tmp_path):
+    assert own_name(Path(shutil.copy(eof, tmp_path / "scene.EOF"))) == eof.name
 
 
 @pytest.mark.parametrize("after_s", [100.0, 3600.25, 11_700.0])

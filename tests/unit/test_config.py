@@ -9,12 +9,28 @@ import yaml
 
 from covermap.config import check_files, check_window, load, schema
 from covermap.errors import SettingError
-from covermap.settings import Period
+from covermap.settings import Labels, Period
+
+ATLAS = {"source": "urban_atlas", "path": "auto", "year": 2018}
+AUTO = {
+    "source": "mapbiomas",
+    "path": "auto",
+    "collection": 10,
+    "year": 2022,
+    "legend": "resources/legends/mapbiomas.csv",
+}
 
 
 @pytest.fixture
-def settings():
+def shipped():
     return yaml.safe_load(Path("config/config.yaml").read_text())
+
+
+@pytest.fixture
+def settings(shipped):
+    """The shipped configuration without the areas that are searched and downloaded."""
+    demo = {"aois": {"demo": shipped["aois"]["demo"]}, "models": {"unet_demo": shipped["models"]["unet_demo"]}}
+    return shipped | demo
 
 
 def edited(settings, path, value):
@@ -27,9 +43,24 @@ def edited(settings, path, value):
     return changed
 
 
-def test_the_shipped_configuration_is_valid(settings):
-    config = load(settings)
+def test_the_shipped_configuration_is_valid(shipped):
+    config = load(shipped)
+    assert {"demo", "mato_grosso", "klingenberg_2016", "klingenberg_2018", "paris", "ankara"} <= set(config.aois)
     assert config.aois["demo"].model in config.models
+
+
+@pytest.mark.parametrize(
+    ("section", "value"),
+    [
+        ("composite", {"every": "month", "fill": "linear"}),
+        ("composite", {"layers": ["elevation", "slope"]}),
+        ("masks", {"dilate_m": 100}),
+        ("sentinel1", {"speckle_filter": "refined_lee"}),
+        ("sentinel2", {"resampling": "bilinear"}),
+    ],
+)
+def test_a_common_setting_may_change_without_breaking_an_area(shipped, section, value):
+    load({**shipped, section: value})
 
 
 @pytest.mark.parametrize(
@@ -48,8 +79,34 @@ def test_the_shipped_configuration_is_valid(settings):
         ),
         (
             "aois/demo/provider",
-            {"name": "stac", "catalog": "https://e.org/c.json"},
+            {"name": "stac", "catalog": "ftp://e.org/c.json"},
             [".catalog", "files on disk", "//e"],
+        ),
+        (
+            "aois/demo/provider",
+            {"name": "stac", "catalog": "https://name:secret@e.org/c.json"},
+            [".catalog: expected the address of a service", "no name, password", "(got 'https://...@e.org/c.json')"],
+        ),
+        ("aois/demo/provider", {"name": "cdse", "catalog": "https://e.org"}, [".catalog", "cdse does not read"]),
+        ("sentinel1/assets_unit", "dBm", ["sentinel1.assets_unit", "dBm"]),
+        ("aois/demo/provider", {"name": "cdse", "collections": ["a"]}, [".collections has a", "no STAC API"]),
+        ("aois/demo/provider", {"name": "demo", "url": "https://e.org"}, [".url", "searched on disk"]),
+        (
+            "aois/demo/provider",
+            {"name": "stac", "catalog": "https://e.org/v1?token=secret"},
+            [".catalog: expected the address of a service", "(got 'https://e.org/v1?...')"],
+        ),
+        (
+            "aois/demo/provider",
+            {"name": "cdse", "url": "https://e.org?key=secret"},
+            [".url: expected the address of a service", "(got 'https://e.org?...')"],
+        ),
+        ("aois/demo/dem", "https://name:secret@e.org/dem.tif", ["aois.demo.dem", "(got 'https://...@e.org/dem.tif')"]),
+        ("aois/demo/provider", {"name": "cdse", "per_month": {"sentinel1": 0}}, [".per_month.sentinel1", "at least 1"]),
+        (
+            "aois/demo/provider",
+            {"name": "cdse", "per_month": {"sentinel3": 1}},
+            [".per_month.sentinel3", "sentinel1"],
         ),
         ("aois/Demo2", {}, ["aois.Demo2: expected a name of small letters", "begins with a letter"]),
         ("aois/acre", {}, ["aois.acre.area is missing"]),
@@ -98,12 +155,32 @@ def test_the_shipped_configuration_is_valid(settings):
         ("sentinel2/bands", ["B02", "B99"], ["sentinel2.bands", "B99"]),
         ("sentinel1/window_pixels", 6, ["window_pixels", "odd", "6"]),
         ("aois/demo/sensors", ["sentinel2"], ["models.unet_demo.sensors", "sentinel1", "aois.demo.sensors"]),
+        (
+            "aois/demo/labels/path",
+            "auto",
+            ["aois.demo.labels.path is auto, which needs collection and year", "10 and 2022"],
+        ),
+        ("aois/demo/labels/year", 2020, ["aois.demo.labels.path is resources/demo", "a file", "remove them"]),
+        ("aois/demo/labels", {**AUTO, "collection": 12}, ["aois.demo.labels.collection is '12'", "10m-4", "{year}"]),
+        ("aois/demo/labels", {**AUTO, "year": 2030}, ["aois.demo.labels.year is 2030", "10 has 1985 to 2024"]),
+        ("aois/demo/labels", {**ATLAS, "year": 2015}, ["aois.demo.labels.year is 2015", "2006, 2012, 2018, 2021"]),
+        ("aois/demo/labels", {**ATLAS, "collection": 10}, ["aois.demo.labels.collection is 10", "editions by year"]),
+        ("aois/demo/labels", {**ATLAS, "attribute": "code_2018"}, ["attribute is code_2018, but source is urban_a"]),
+        ("aois/demo/labels", {**AUTO, "source": "vector", "attribute": "code"}, ["path is auto", "source is vector"]),
+        (
+            "aois/demo/labels",
+            {**AUTO, "collection": "https://e.org/a.tif"},
+            ["'https://e.org/a.tif'", "has {year} in it"],
+        ),
+        ("aois/demo/labels", {**AUTO, "collection": "http://e.org/a_2022.tif"}, ["begins with https:// or http://"]),
+        ("aois/demo/labels", {**AUTO, "collection": "https://a:secret@e.org/{year}.tif"}, ["no name, password"]),
+        ("mirrors", {"orbits": "ftp://e.org"}, ["mirrors.orbits", "address of a service", "'ftp://e.org'"]),
     ],
 )
 def test_a_wrong_setting_is_named(settings, path, value, words):
     with pytest.raises(SettingError) as caught:
         load(edited(settings, path, value))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
 
@@ -261,6 +338,44 @@ def test_a_missing_file_is_named_with_its_setting(settings, path, key):
         check_files(load(edited(settings, path, "none/here")), "demo", made)
 
 
+def test_sentinel_hub_delivers_db(settings):
+    hub = edited(settings, "aois/demo/provider", {"name": "sentinelhub"})
+    with pytest.raises(SettingError, match=r"is power for aois\.demo, but provider sentinelhub delivers dB"):
+        load(edited(hub, "sentinel1/assets_unit", "power"))
+
+
+def test_what_is_downloaded_needs_no_file(settings):
+    for path, value in (
+        ("aois/demo/dem", "glo30"),
+        ("aois/demo/labels", {**AUTO, "collection": 7.1, "year": 2021}),
+        ("aois/demo/reference", {**AUTO, "collection": "10m-4"}),
+        ("sentinel1/orbits", "auto"),
+        ("mirrors/glo30", "https://example.org/dem/"),
+    ):
+        settings = edited(settings, path, value)
+    config = load(settings)
+    check_files(config, "demo")
+    assert config.mirrors.glo30 == "https://example.org/dem"
+    assert config.aois["demo"].labels.collection == "7.1"
+
+
+def test_urban_atlas_has_a_legend_of_its_own_and_its_code_the_year_in_its_name():
+    ordered, brought = Labels(**ATLAS), Labels(source="urban_atlas", path="paris.gpkg", legend="other.csv")
+    assert (ordered.legend, brought.legend) == (Path("resources/legends/urban_atlas.csv"), Path("other.csv"))
+    assert (ordered.code_attribute, brought.code_attribute) == ("code_2018", None)
+    assert ordered.is_ordered and not brought.is_ordered
+
+
+def test_heights_of_glo30_are_not_above_another_geoid(settings):
+    downloaded = edited(settings, "aois/demo/dem", "glo30")
+    load(edited(downloaded, "sentinel1/geoid", "egm2008"))
+    load(edited(downloaded, "sentinel1/geoid", "egm96.gtx"))
+    with pytest.raises(
+        SettingError, match=r"geoid is egm96, but the heights of aois\.demo\.dem, glo30, count from EGM2008"
+    ):
+        load(edited(downloaded, "sentinel1/geoid", "egm96"))
+
+
 def test_a_missing_catalogue_is_named(settings):
     stac = edited(settings, "aois/demo/provider", {"name": "stac", "catalog": "none.json"})
     with pytest.raises(SettingError, match=r"^aois\.demo\.provider\.catalog is none\.json"):
@@ -277,7 +392,7 @@ def test_overrides_of_an_area_reach_its_section(settings):
     config = load(edited(settings, "aois/demo/sentinel1", {"looks": 9}))
     assert config.section("sentinel1", "demo").looks == 9
     assert config.sentinel1.looks == 4.4
-    assert config.section("masks", "demo").dilate_m == settings["masks"]["dilate_m"]
+    assert config.section("masks", "demo").dilate_m == settings["aois"]["demo"]["masks"]["dilate_m"]
 
 
 def test_months_of_a_period_that_crosses_a_year():

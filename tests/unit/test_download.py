@@ -10,12 +10,14 @@ import pytest
 from rasterio.io import MemoryFile
 from shapely.geometry import box, mapping
 
-from covermap.download import download_scene, newest_baseline, search_scenes
+from covermap.download import download_scene, search_scenes
 from covermap.errors import CoverageError, ProductError, SettingError
 from covermap.files import stamp
-from covermap.providers import demo, stac
+from covermap.grid import area_grid
+from covermap.providers import Query, demo, stac
 from covermap.scenes import read_listing
-from covermap.settings import Period, Provider
+from covermap.selection import newest_baseline
+from covermap.settings import Composite, Period, Provider
 
 AREA = box(10.2, 50.2, 10.4, 50.4)
 AUGUST = Period(start="2021-08-01", end="2021-08-31")
@@ -80,13 +82,34 @@ def write_catalog(folder: Path, *items) -> Path:
     return path
 
 
+DEFAULTS = {
+    "level": "L2A",
+    "max_cloud": 60,
+    "orbit_state": None,
+    "relative_orbits": (),
+    "polarisations": ("VV", "VH"),
+    "composite": Composite(),
+    "pinned": None,
+    "labels": None,
+}
+GRID = area_grid(AREA, "EPSG:32632")
+ON_DISK = Provider(name="stac", catalog=Path("items.json"))
+
+
 def search(catalog, listing=Path("listing.json"), sensors=("sentinel2",), area=AREA, period=AUGUST, **more):
-    settings = {"level": "L2A", "max_cloud": 60, "pinned": None, "labels": None, **more}
-    provider = Provider(name="stac", catalog=catalog)
-    search_scenes(
-        listing, area=area.wkt, period=period, sensors=sensors, provider=provider, catalog=catalog, **settings
-    )
+    provider = more.pop("provider", {})
+    settings = Provider(name="stac", catalog=catalog, **provider)
+    arguments = {**DEFAULTS, "provider": settings, "catalog": catalog, **more}
+    search_scenes(listing, area=area.wkt, period=period, sensors=sensors, **arguments)
     return list(read_listing(listing).values())
+
+
+def fetch(item, product):
+    stac.fetch(item, product, ON_DISK, ("B02",), GRID)
+
+
+def download(product, item):
+    download_scene(product, item, ON_DISK, ("B02",), GRID)
 
 
 # --- search ---
@@ -249,9 +272,80 @@ def test_the_level_of_the_settings_is_taken(root, caplog):
             search(write_catalog(root, scene(top)), **more)
 
 
-def test_gap_in_the_area_is_a_warning(root, caplog):
-    search(write_catalog(root, scene("a", west=10.3)))
-    assert "50.0 % of the area has no sentinel2 scene" in caplog.text
+def test_scenes_without_a_polarisation_that_is_read_are_left_out(root, caplog):
+    """Whether searched or pinned; what tells none stays."""
+    caplog.set_level(logging.INFO)
+    single, dual = "S1A_IW_GRDH_1SSV_20210810T053000", "S1A_IW_GRDH_1SDV_20210810T053000"
+    radar = {"sensors": ("sentinel1",)}
+    catalog = write_catalog(root, *(scene(name, sensor=1) for name in (single, dual, "untold")))
+    for more in (radar, {**radar, "pinned": catalog}):
+        caplog.clear()
+        assert [item["id"] for item in search(catalog, **more)] == [dual, "untold"]
+        assert f"{single} left out: it has no VH" in caplog.text
+        assert len(search(catalog, polarisations=("VV",), **more)) == 3
+        only = write_catalog(root, scene(single, sensor=1), scene("other", sensor=1, **{"sar:polarizations": ["HH"]}))
+        with pytest.raises(CoverageError, match=r"2 are of HH or VV, without all of VV, VH, so set .*polarisations to"):
+            search(only, **more)
+        write_catalog(root, *(scene(name, sensor=1) for name in (single, dual, "untold")))
+
+
+def test_a_single_polarisation_never_takes_the_place_of_both_in_a_month(root):
+    track = {"sat:orbit_state": "ascending", "sat:relative_orbit": 15}
+    single = scene("S1A_IW_GRDH_1SSV_20210802T053000", "2021-08-02T05:30:00Z", sensor=1, **track)
+    dual = scene("S1A_IW_GRDH_1SDV_20210814T053000", "2021-08-14T05:30:00Z", sensor=1, **track)
+    one_a_month = {"sensors": ("sentinel1",), "provider": {"per_month": {"sentinel1": 1}}}
+    assert search(write_catalog(root, single, dual), **one_a_month)[0]["id"] == dual["id"]
+    assert search(root / "items.json", **one_a_month, polarisations=("VV",))[0]["id"] == single["id"]
+
+
+def test_gap_in_the_area_is_refused_or_told(root, caplog):
+    catalog, period = write_catalog(root, scene("a", west=10.3)), "2021-08-01 to 2021-08-31"
+    with pytest.raises(CoverageError, match=rf"no sentinel2 scene for part of the area: {period} \(47\.5 %\): change"):
+        search(catalog)
+    assert not Path("listing.json").exists()
+    search(catalog, provider={"on_missing": "skip"})
+    assert f"{period} (47.5 %); it stays without" in caplog.text
+    assert json.loads(Path("listing.json").read_text())["covermap:missing"] == {"sentinel2": {period: 0.475}}
+
+
+def test_a_month_without_radar_is_refused_and_sentinel_1b_named(root):
+    scenes = [scene("a", "2022-01-05T10:00:00Z", sensor=1), scene("b", "2022-03-05T10:00:00Z", sensor=1)]
+    quarter = Period(start="2022-01-01", end="2022-03-31")
+    with pytest.raises(CoverageError, match=r"2022-02 \(all of it\) \(Sentinel-1B was lost on 2021-12-23"):
+        search(write_catalog(root, *scenes), sensors=("sentinel1",), period=quarter)
+
+
+def test_level_2a_before_it_was_routine_is_explained(root):
+    catalog = write_catalog(root, scene("a", "2018-08-05T10:00:00Z"))
+    half = {"period": Period(start="2018-07-01", end="2018-08-31"), "composite": Composite(every="month")}
+    with pytest.raises(CoverageError, match=r"2018-07 \(all of it\) \(Level-2A was made everywhere from December 2018"):
+        search(catalog, **half)
+    assert search(catalog, **{**half, "composite": Composite(every="month", fill="nearest")})
+
+
+def test_passes_a_month(root):
+    """Of a tile the clearest, of a track the one that covers most, with all of its slices."""
+    tile = {"s2:mgrs_tile": "32UNA"}
+    radar = {"sensor": 1, "sat:orbit_state": "ascending"}
+    catalog = write_catalog(
+        root,
+        scene("dim", "2021-08-01T10:00:00Z", cloud=9, **tile),
+        scene("clear", "2021-08-06T10:00:00Z", cloud=3, **tile),
+        scene("clear_too", "2021-08-09T10:00:00Z", cloud=3, **tile),
+        scene("other_tile", "2021-08-09T10:00:00Z", cloud=30, **{"s2:mgrs_tile": "32UNB"}),
+        scene("untold_tile", "2021-08-09T10:00:00Z", cloud=50),
+        scene("half", "2021-08-02T05:00:00Z", west=10.3, **radar, **{"sat:relative_orbit": 15}),
+        scene("slice_1", "2021-08-14T05:00:00Z", west=9.3, **radar, **{"sat:relative_orbit": 15}),
+        scene("slice_2", "2021-08-14T05:00:25Z", west=10.3, **radar, **{"sat:relative_orbit": 15}),
+        scene("again_1", "2021-08-26T05:00:00Z", west=9.3, **radar, **{"sat:relative_orbit": 15}),
+        scene("again_2", "2021-08-26T05:00:25Z", west=10.3, **radar, **{"sat:relative_orbit": 15}),
+        scene("other_track", "2021-08-20T05:00:00Z", **radar, **{"sat:relative_orbit": 88}),
+    )
+    both = {"sensors": ("sentinel1", "sentinel2"), "provider": {"per_month": {"sentinel1": 1, "sentinel2": 1}}}
+    radar = ["other_track", "slice_1", "slice_2"]
+    assert [item["id"] for item in search(catalog, **both)] == sorted(["clear", "other_tile", "untold_tile", *radar])
+    found = [item["id"] for item in search(catalog, **both, relative_orbits=(15,))]
+    assert "other_track" not in found and "slice_1" in found
 
 
 @pytest.mark.parametrize(
@@ -323,26 +417,26 @@ def test_pinned_list_is_taken_as_it_is_but_for_other_areas_and_days(root, caplog
     pinned = write_catalog(root, *twice, scene("far", west=20), scene("late", "2021-09-01T00:00:00Z"))
     listing = Path("listing.json")
     arguments = {
+        **DEFAULTS,
         "area": AREA.wkt,
         "period": AUGUST,
         "provider": Provider(name="demo"),
         "catalog": None,
-        "level": "L2A",
-        "max_cloud": 60,
+        "pinned": pinned,
     }
-    search_scenes(listing, sensors=("sentinel2",), pinned=pinned, labels=None, **arguments)
+    search_scenes(listing, sensors=("sentinel2",), **arguments)
     assert list(read_listing(listing)) == [name.format("0500")]
     assert read_listing(listing)[name.format("0500")]["properties"]["covermap:supersedes"] == [name.format("0301")]
     assert "far of" in caplog.text and "late of" in caplog.text
     with pytest.raises(CoverageError, match=r"items\.json has no sentinel1 scene .* pin scenes"):
-        search_scenes(listing, sensors=("sentinel1",), pinned=pinned, labels=None, **arguments)
+        search_scenes(listing, sensors=("sentinel1",), **arguments)
 
 
 def test_demo_serves_its_own_catalogue(root):
     folder = root / "resources" / "demo"
     folder.mkdir(parents=True)
     write_catalog(folder, scene("a")).rename(demo.CATALOG)
-    (found,) = demo.search(AREA, AUGUST, ["sentinel2"])
+    (found,) = demo.search(Query(AREA, AUGUST, ("sentinel2",)), Provider(name="demo"))
     assert found["assets"]["product"]["href"] == "resources/demo/products/a.SAFE"
 
 
@@ -352,7 +446,7 @@ def test_demo_serves_its_own_catalogue(root):
 def test_safe_becomes_a_stored_zip_of_the_same_bytes(root):
     (item,) = search(write_catalog(root, scene("a")))
     for name in ("one.zip", "two.zip"):
-        download_scene(Path(name), item, "stac")
+        download(Path(name), item)
         (root / "products/a.SAFE/manifest.safe").touch()
     assert Path("one.zip").read_bytes() == Path("two.zip").read_bytes()
     with zipfile.ZipFile("one.zip") as archive:
@@ -368,7 +462,7 @@ def test_rasters_become_a_zip_with_their_item(root):
         (root / folder).parent.mkdir()
         (root / folder).write_text(folder)
     (found,) = search(write_catalog(root, item))
-    stac.fetch(found, Path("a.zip"))
+    fetch(found, Path("a.zip"))
     with zipfile.ZipFile("a.zip") as archive:
         assert sorted(archive.namelist()) == ["band_2.jp2", "item.json", "vv.tif"]
         assert archive.read("band_2.jp2") == b"right/x.jp2"
@@ -384,7 +478,7 @@ def test_rasters_keep_the_metadata_of_their_product(root, key):
     (root / "B02.tif").write_bytes(RASTERS["strips.tif"])
     (root / "MTD_MSIL2A.xml").write_text("<a/>")
     (found,) = search(write_catalog(root, item))
-    download_scene(Path("a.zip"), found, "stac")
+    download(Path("a.zip"), found)
     with zipfile.ZipFile("a.zip") as archive:
         assert archive.read(f"{key}.xml") == b"<a/>"
         assert json.loads(archive.read("item.json"))["assets"][key]["href"] == f"{key}.xml"
@@ -409,14 +503,14 @@ def zipped(path, *names, link=False):
 
 def test_zipped_safe_is_copied(root):
     item = zipped(root / "a.SAFE.zip", "a.SAFE/manifest.safe")
-    stac.fetch(item, Path("b.zip"))
+    fetch(item, Path("b.zip"))
     assert Path("b.zip").read_bytes() == (root / "a.SAFE.zip").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["a.SAFE/../../evil", "/etc/passwd", "..\\evil"])
 def test_members_that_lead_out_are_refused(root, name):
     with pytest.raises(ProductError, match="unsafe member"):
-        stac.fetch(zipped(root / "a.zip", "a.SAFE/manifest.safe", name), Path("b.zip"))
+        fetch(zipped(root / "a.zip", "a.SAFE/manifest.safe", name), Path("b.zip"))
     assert [path.name for path in root.iterdir()] == ["a.zip"]
 
 
@@ -430,7 +524,7 @@ def test_members_that_lead_out_are_refused(root, name):
 )
 def test_zip_that_is_no_safe(root, make, words):
     with pytest.raises(ProductError, match=words):
-        stac.fetch(make(root / "a.zip"), Path("b.zip"))
+        fetch(make(root / "a.zip"), Path("b.zip"))
     assert not Path("b.zip").exists()
 
 
@@ -438,20 +532,20 @@ def test_truncated_zip(root):
     item = zipped(root / "a.zip", "a.SAFE/manifest.safe")
     (root / "a.zip").write_bytes((root / "a.zip").read_bytes()[:-30])
     with pytest.raises(ProductError, match=r"a\.zip is no whole zip"):
-        stac.fetch(item, Path("b.zip"))
+        fetch(item, Path("b.zip"))
 
 
 def test_safe_without_manifest(root):
     (item,) = search(write_catalog(root, scene("a")))
     (root / "products/a.SAFE/manifest.safe").unlink()
     with pytest.raises(ProductError, match=r"a\.SAFE is no SAFE product"):
-        stac.fetch(item, Path("b.zip"))
+        fetch(item, Path("b.zip"))
     assert not list(root.glob("*b.zip*"))
 
 
 def test_product_that_went_away(root):
     with pytest.raises(ProductError, match=r"item a: its asset 'product' .* does not exist"):
-        stac.fetch(scene("a"), Path("b.zip"))
+        fetch(scene("a"), Path("b.zip"))
 
 
 def with_asset(name, content):
@@ -462,11 +556,11 @@ def with_asset(name, content):
 @pytest.mark.parametrize("name", RASTERS)
 def test_a_raster_that_is_cut_off_is_never_stored(root, name):
     whole = RASTERS[name]
-    download_scene(Path("b.zip"), with_asset(name, whole), "stac")
+    download(Path("b.zip"), with_asset(name, whole))
     Path("b.zip").unlink()
     for size in (0, 4, 30, len(whole) // 3, len(whole) - 2000, len(whole) - 1):
         with pytest.raises(ProductError, match=f"scene a: {name} .*bring the whole file again") as error:
-            download_scene(Path("b.zip"), with_asset(name, whole[:size]), "stac")
+            download(Path("b.zip"), with_asset(name, whole[:size]))
         assert "\n" not in str(error.value)
         assert os.listdir() == [name]
 
@@ -475,12 +569,12 @@ def test_a_raster_that_is_cut_off_is_never_stored(root, name):
 def test_a_file_of_the_right_size_that_was_never_filled(root, name):
     content = RASTERS[name][:-500] + bytes(500)
     with pytest.raises(ProductError, match="is cut off: its pixels have no end"):
-        download_scene(Path("b.zip"), with_asset(name, content), "stac")
+        download(Path("b.zip"), with_asset(name, content))
 
 
 def test_a_raster_of_text(root):
     with pytest.raises(ProductError, match=r"scene a: b\.jp2 is no whole raster"):
-        download_scene(Path("b.zip"), with_asset("b.jp2", b"<html>502 Bad Gateway</html>"), "stac")
+        download(Path("b.zip"), with_asset("b.jp2", b"<html>502 Bad Gateway</html>"))
 
 
 def test_a_cut_file_in_a_safe_is_named_with_its_product(root):
@@ -488,7 +582,7 @@ def test_a_cut_file_in_a_safe_is_named_with_its_product(root):
     image = root / "products/a.SAFE/measurement/a.tiff"
     image.write_bytes(image.read_bytes()[:-9])
     with pytest.raises(ProductError, match=r"scene a: a\.SAFE/measurement/a\.tiff of products/a\.SAFE is cut off"):
-        download_scene(Path("b.zip"), item, "stac")
+        download(Path("b.zip"), item)
     assert not Path("b.zip").exists()
 
 
@@ -498,7 +592,7 @@ def test_a_wrong_byte_in_a_zip_is_found_by_its_sum(root):
         archive.writestr("a.SAFE/manifest.safe", "content")
     Path("a.zip").write_bytes(Path("a.zip").read_bytes().replace(b"content", b"c0ntent", 1))
     with pytest.raises(ProductError, match=r"manifest\.safe of .*a\.zip is broken \(Bad CRC-32"):
-        download_scene(Path("b.zip"), item, "stac")
+        download(Path("b.zip"), item)
     assert not Path("b.zip").exists()
 
 

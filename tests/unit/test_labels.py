@@ -1,4 +1,5 @@
 import logging
+import shutil
 from pathlib import Path
 
 import geopandas
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.transform import from_origin
-from rasterio.warp import transform
+from rasterio.warp import transform, transform_bounds
 from shapely.geometry import LineString, Point, Polygon, box
 
 from covermap.errors import CoverageError, ProductError, SettingError
@@ -164,6 +165,25 @@ def test_faults_of_a_layer_are_mended_and_counted(tmp_path, caplog):
 
 def test_no_polygon_in_the_block(tmp_path):
     assert not from_vector(write_polygons(tmp_path / "a.gpkg", [square(90, 90, 2, 2)], [3]), BLOCK, CODES, "code").any()
+
+
+@pytest.mark.parametrize("name", ["a.gpkg", "a.shp", "a.fgb", "a.geojson", "a.gdb"])
+def test_vectors_in_a_zip(tmp_path, name):
+    file = write_polygons(tmp_path / name, [square(0, 0, 4, 6), square(4, 0, 4, 6)], ["3", "15"])
+    shutil.make_archive(str(tmp_path / "zipped"), "zip", write_into(tmp_path / "in" / "data", file).parent)
+    expected = from_vector(file, BLOCK, CODES, "code")
+    assert (expected[:, :4] == 1).all() and (expected[:, 4:] == 2).all()
+    np.testing.assert_array_equal(from_vector(tmp_path / "zipped.zip", BLOCK, CODES, "code"), expected)
+    west, south, east, north = transform_bounds(CRS, "EPSG:4326", *BLOCK.bounds)
+    check_overlap(tmp_path / "zipped.zip", box(west, south, east, north))
+
+
+def write_into(folder: Path, file: Path) -> Path:
+    """A folder with a vector file and what belongs to it."""
+    folder.mkdir(parents=True)
+    for part in file.parent.glob(f"{file.stem}.*"):
+        (shutil.copytree if part.is_dir() else shutil.copy)(part, folder / part.name)
+    return folder
 
 
 def test_unknown_attribute_names_the_known(tmp_path):

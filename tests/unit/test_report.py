@@ -116,7 +116,9 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     classes = np.ones((1, *GRID.shape), np.uint8)
     classes[0, 75:] = 2
-    write_raster(folder / "map.tif", classes, GRID, nodata=0, tags={"weights": "<abc>"})
+    write_raster(
+        folder / "map.tif", classes, GRID, nodata=0, tags={"weights": "<abc>", "TIFFTAG_COPYRIGHT": "Mine & yours"}
+    )
     write_raster(folder / "confidence.tif", np.full((1, *GRID.shape), 80, np.uint8), GRID, nodata=255)
     outline = {"type": "Polygon", "coordinates": [[[-55, -14], [-54, -14], [-54, -13], [-55, -13], [-55, -14]]]}
     scenes = [
@@ -149,7 +151,7 @@ def make(folder, name, **changes):
         "map": folder / "map.tif", "confidence": folder / "confidence.tif", "listing": folder / "scenes.json",
         "stacks": [folder / "stack.zarr.zip"], "report": folder / name, "legend": LEGEND, "area": "Here & <there>",
         "period": YEAR, "model": "unet", "masks": Masks(),
-        "attribution": "Simulated data", "notes": "never evidence of accuracy",
+        "notes": "never evidence of accuracy",
     }  # fmt: skip
     report(**{**arguments, **changes})
     return (folder / name).read_text()
@@ -194,6 +196,7 @@ def test_what_others_wrote_is_escaped(text):
     assert "Here &amp; &lt;there&gt;" in text
     assert "Forest &lt;dense&gt;" in text
     assert "&lt;abc&gt;" in text
+    assert text.count("Mine &amp; yours") == 1
 
 
 def test_figures_are_told_with_their_intervals_and_their_name(text):

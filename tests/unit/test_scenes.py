@@ -13,9 +13,11 @@ from covermap.scenes import (
     moment,
     one_view,
     platform_of,
+    polarisations_of,
     read_listing,
     sensor_of,
     tile_of,
+    track_of,
 )
 from covermap.settings import Sentinel1
 
@@ -75,6 +77,37 @@ def test_what_no_step_reads_has_no_sensor(scene, words):
 )  # fmt: skip
 def test_level_tile_and_platform(scene, level, tile, platform):
     assert (level_of(scene), tile_of(scene), platform_of(scene)) == (level, tile, platform)
+
+
+@pytest.mark.parametrize(
+    ("scene", "track"),
+    [
+        (item(), "24"),
+        (item(**{"sat:relative_orbit": 67}), "67"),
+        (item("S2C_33TWM_0_L2A", **{"s2:product_uri": "S2C_MSIL2A_20250815T100000_N0511_R122_T33TWM_x.SAFE"}), "122"),
+        (item("S2B_MSIL2A_20221004T220349_R086_T01JCF_20221005T072117"), "86"),
+        (item("any"), ""),
+    ],
+)
+def test_track(scene, track):
+    assert track_of(scene) == track
+
+
+@pytest.mark.parametrize(
+    ("scene", "polarisations"),
+    [
+        (item("any", **{"sar:polarizations": ["VV", "VH"]}), {"VV", "VH"}),
+        (item("S1A_IW_GRDH_1SDH_x", **{"sar:polarizations": ["hh"]}), {"HH"}),
+        (item("any", **{"s1:polarization": "DH"}), {"HH", "HV"}),
+        (item("S1A_IW_GRDH_1SSV_20210810T053000"), {"VV"}),
+        (item("S1A_IW_GRDH_1SDV_20210810T053000_20210810T053025_039000_049000_rtc"), {"VV", "VH"}),
+        (item("S1A_IW_GRDH_1SDV_x", **{"sar:polarizations": []}), {"VV", "VH"}),
+        (item("any", **{"s1:polarization": "?"}), set()),
+        (item("any"), set()),
+    ],
+)
+def test_polarisations(scene, polarisations):
+    assert polarisations_of(scene) == polarisations
 
 
 @pytest.mark.parametrize(

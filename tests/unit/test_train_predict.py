@@ -8,7 +8,7 @@ import rasterio
 import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from shapely.geometry import box
+from shapely.geometry import box, mapping
 
 import covermap.predict
 import covermap.train
@@ -311,7 +311,19 @@ def test_the_random_forest_refuses_inputs_that_mean_something_else(area, tiles, 
     assert not (tmp_path / "b.tif").exists()
 
 
-def test_the_map_is_one_band_with_colours_and_ends_at_the_area(area, trained, tmp_path):
+@pytest.fixture
+def listing(tmp_path):
+    """Scenes of two years."""
+    shape = mapping(box(0, 0, 1, 1))
+    items = [
+        {"id": name, "geometry": shape, "properties": {"datetime": f"{name}-06-01T10:00:00Z"}, "assets": {}}
+        for name in ("2022", "2021")
+    ]
+    (tmp_path / "scenes.json").write_text(json.dumps({"type": "FeatureCollection", "features": items}))
+    return tmp_path / "scenes.json"
+
+
+def test_the_map_is_one_band_with_colours_and_ends_at_the_area(area, trained, tmp_path, listing):
     predictions = predicted(
         area, trained, tmp_path, area.blocks, list(area.stacks.values()), Prediction(window_pixels=32)
     )
@@ -319,21 +331,24 @@ def test_the_map_is_one_band_with_colours_and_ends_at_the_area(area, trained, tm
     outline = project(box(left + 300, bottom + 100, right - 300, top - 100), area.grid.crs, "EPSG:4326")
     files = [tmp_path / name for name in ("map.tif", "confidence.tif", "map.qml")]
     period = Period(start="2022-01-01", end="2022-02-28")
-    mosaic(predictions, *files, area.grid, list(area.blocks.values()), outline.wkt, LEGEND, period, "unet")
+    blocks = list(area.blocks.values())
+    mosaic(predictions, *files, listing, area.grid, blocks, outline.wkt, LEGEND, period, "unet", "mine {years}")
     with rasterio.open(files[0]) as raster:
         values = raster.read(1)
         assert raster.count == 1 and raster.nodata == 0
         assert raster.colormap(1)[1][:3] == LEGEND.classes[0].rgb
         assert json.loads(raster.tags()["classes"])["1"] == "Water"
         assert raster.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert raster.tags()["TIFFTAG_COPYRIGHT"] == "mine 2021, 2022"
     assert not values[:, :29].any() and not values[:9].any()
     assert (values[12:-12, 32:-32] > 0).all()
     with rasterio.open(files[1]) as raster:
         np.testing.assert_array_equal(raster.read(1) == CONFIDENCE_NODATA, values == 0)
+        assert raster.tags()["TIFFTAG_COPYRIGHT"] == "mine 2021, 2022"
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_an_area_without_observations_is_explained(area, tmp_path):
+def test_an_area_without_observations_is_explained(area, tmp_path, listing):
     block = area.blocks["x300y-3001"]
     empty = np.stack([np.zeros(block.shape, np.uint8), np.full(block.shape, CONFIDENCE_NODATA, np.uint8)])
     write_raster(tmp_path / "p.tif", empty, block, nodata=CONFIDENCE_NODATA)
@@ -341,8 +356,8 @@ def test_an_area_without_observations_is_explained(area, tmp_path):
     files = [tmp_path / name for name in ("map.tif", "confidence.tif", "map.qml")]
     period = Period(start="2022-01-01", end="2022-02-28")
     with pytest.raises(CoverageError, match="no pixel"):
-        mosaic([tmp_path / "p.tif"], *files, block, [block], outline.wkt, LEGEND, period, "unet")
-    assert [path.name for path in tmp_path.iterdir()] == ["p.tif"]
+        mosaic([tmp_path / "p.tif"], *files, listing, block, [block], outline.wkt, LEGEND, period, "unet", "mine")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.tif", "scenes.json"]
 
 
 def test_windows_lie_on_an_absolute_lattice():

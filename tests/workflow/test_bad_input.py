@@ -99,12 +99,18 @@ def edit_listing(folder, **properties):
         ({"sat:orbit_state": "ascending"}, {}, ["ascending (1 scene) and descending", "sentinel1.orbit_state"]),
         ({"sat:relative_orbit": 150}, {}, ["aois.demo: its Sentinel-1 scenes are of the tracks", "150 (1 scene)"]),
         ({}, {"aois__demo__dem": None}, ["aois.demo.dem is not set", "GRD products"]),
-        ({}, {"sentinel1": {"orbit_state": "ascending"}}, ["none is of sentinel1.orbit_state ascending"]),
     ],
 )
 def test_radar_scenes_that_no_stack_can_average_stop_before_they_are_fetched(copied_world, properties, edits, words):
     edit_listing(copied_world, **properties)
     fails(copied_world, changed(copied_world, **edits), *words, targets=["--dry-run"])
+
+
+def test_a_direction_without_scenes_stops_before_they_are_fetched(copied_world):
+    """The search runs again, since directions are among what it looks for."""
+    settings = changed(copied_world, sentinel1={"orbit_state": "ascending"})
+    fails(copied_world, settings, "none is of sentinel1.orbit_state ascending")
+    assert not list((copied_world / "resources/scenes").rglob("*.zip"))
 
 
 def test_labels_elsewhere(copied_world):

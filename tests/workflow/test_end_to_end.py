@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from covermap.config import load
 from covermap.grid import area_blocks, area_grid, project, read_area
+from covermap.settings import Provider
 from covermap.simulator.backscatter import backscatter, slope_factor
 from covermap.simulator.landscape import make_landscape
 from covermap.simulator.viewing import acquire
@@ -108,7 +109,7 @@ AFTER_TRAINING = {"train", "predict_block", "mosaic_default", "evaluate", "repor
         ("models/unet_demo/training/epochs", 9, AFTER_TRAINING),
         ("models/unet_demo/prediction/overlap", 0.25, AFTER_TRAINING - {"train"}),
         (
-            "masks/dilate_m",
+            "aois/demo/masks/dilate_m",
             100,
             AFTER_TRAINING | {"stack_block", "pack_tiles", "map_baseline", "reference_block", "check_scene"},
         ),
@@ -186,7 +187,8 @@ def test_products_are_packed_whole(small_world, settings, tmp_path):
     name, item = next(iter(read_listing(small_world / "results/scenes/demo.json").items()))
     href = item["assets"]["product"]["href"]
     item = {**item, "assets": {"product": {**item["assets"]["product"], "href": str(small_world / href)}}}
-    download_scene(tmp_path / f"{name}.zip", item, "demo")
+    grid = area_grid(read_area(small_world / "area.geojson"), settings.aois["demo"].crs)
+    download_scene(tmp_path / f"{name}.zip", item, Provider(name="demo"), ("VV",), grid)
     with zipfile.ZipFile(tmp_path / f"{name}.zip") as archive:
         members = archive.infolist()
         assert all(member.compress_type == zipfile.ZIP_STORED for member in members)

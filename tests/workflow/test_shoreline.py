@@ -34,7 +34,7 @@ def test_training_reads_the_masked_labels(copied_world, snakemake):
     settings["aois"]["demo"]["labels"]["shoreline"]["sweep"] = [-0.1, 0.1]
     done = run_snakemake(copied_world, settings, "results/shorelines/demo.csv", *packed, "-n", "--quiet", "rules")
     assert set(re.findall(r"^(\w+)\s+\d+$", done.stdout, re.MULTILINE)) - {"total"} == {"sweep_shoreline"}
-    settings["masks"] = {**settings.get("masks", {}), "unmask_above": 95}
+    settings["aois"]["demo"]["masks"]["unmask_above"] = 95
     done = run_snakemake(copied_world, settings, "results/shorelines/demo.csv", "-n", "--quiet", "rules")
     assert set(re.findall(r"^(\w+)\s+\d+$", done.stdout, re.MULTILINE)) - {"total"} == {"sweep_shoreline"}
 

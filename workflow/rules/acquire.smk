@@ -4,7 +4,15 @@ from covermap.providers import sources_of
 
 localrules:
     search_scenes,
+    plan,
     download_scene,
+    download_dem,
+    download_geoid,
+    download_orbit,
+    download_labels,
+    download_reference,
+    download_urban_atlas,
+    download_urban_atlas_reference,
 
 
 rule simulate_demo:
@@ -32,7 +40,7 @@ checkpoint search_scenes:
     input:
         catalog=catalogue,
         pinned=lambda wildcards: CFG.aois[wildcards.aoi].scenes or [],
-        labels=lambda wildcards: CFG.aois[wildcards.aoi].labels.path if CFG.aois[wildcards.aoi].labels else [],
+        labels=labels_brought,
     output:
         listing="results/scenes/{aoi}.json",
     log:
@@ -44,11 +52,37 @@ checkpoint search_scenes:
         period=aoi_setting("period"),
         sensors=aoi_setting("sensors"),
         provider=aoi_setting("provider"),
-        level=lambda wildcards: CFG.section("sentinel2", wildcards.aoi).level,
+        level=lambda wildcards: CFG.section("sentinel2", wildcards.aoi).fetched_level,
         max_cloud=lambda wildcards: CFG.section("sentinel2", wildcards.aoi).max_cloud,
-        version=3,
+        orbit_state=orbits_wanted("orbit_state"),
+        relative_orbits=orbits_wanted("relative_orbits"),
+        polarisations=orbits_wanted("polarisations"),
+        composite=times_of,
+        version=4,
     script:
         "../scripts/search_scenes.py"
+
+
+rule plan:
+    input:
+        listing="results/scenes/{aoi}.json",
+    output:
+        plan="results/plans/{aoi}.txt",
+    log:
+        "results/logs/plan/{aoi}.log",
+    conda:
+        "../../envs/covermap.yaml"
+    params:
+        area=aoi_area,
+        period=aoi_setting("period"),
+        provider=aoi_setting("provider"),
+        scenes=lambda wildcards: [item["id"] for item in chosen(wildcards)],
+        bands=bands_of_sensors,
+        fetched=fetched_bands,
+        grid=aoi_grid,
+        version=1,
+    script:
+        "../scripts/plan.py"
 
 
 rule download_scene:
@@ -64,9 +98,118 @@ rule download_scene:
         "../../envs/covermap.yaml"
     params:
         item=scene_item,
-        provider=lambda wildcards: CFG.aois[wildcards.aoi].provider.name,
+        provider=delivery_of,
+        bands=bands_of,
+        grid=aoi_grid,
         # newer than the zip is not enough: unzipping and copying may keep old times
         stamp=lambda wildcards: stamp(sources_of(scene_item(wildcards), CFG.aois[wildcards.aoi].provider.name)),
         version=1,
     script:
         "../scripts/download_scene.py"
+
+
+rule download_dem:
+    output:
+        dem="resources/dem/{aoi}.tif",
+    log:
+        "results/logs/download_dem/{aoi}.log",
+    retries: 2
+    conda:
+        "../../envs/covermap.yaml"
+    params:
+        grid=aoi_grid,
+        mirrors=plain(CFG.mirrors),
+        version=1,
+    script:
+        "../scripts/download_dem.py"
+
+
+rule download_geoid:
+    output:
+        geoid="resources/geoid/us_nga_egm08_25.tif",
+    log:
+        "results/logs/download_geoid.log",
+    retries: 2
+    conda:
+        "../../envs/covermap.yaml"
+    params:
+        url=CFG.mirrors.geoid,
+        version=1,
+    script:
+        "../scripts/download_geoid.py"
+
+
+rule download_orbit:
+    output:
+        orbit="resources/orbits/{scene}.EOF",
+    log:
+        "results/logs/download_orbit/{scene}.log",
+    retries: 2
+    conda:
+        "../../envs/covermap.yaml"
+    params:
+        scene="{scene}",
+        url=CFG.mirrors.orbits,
+        version=1,
+    script:
+        "../scripts/download_orbit.py"
+
+
+rule download_labels:
+    output:
+        labels="resources/labels/{aoi}.tif",
+    log:
+        "results/logs/download_labels/{aoi}.log",
+    retries: 2
+    conda:
+        "../../envs/covermap.yaml"
+    params:
+        grid=aoi_grid,
+        collection=lambda wildcards: CFG.aois[wildcards.aoi].labels.collection,
+        year=lambda wildcards: CFG.aois[wildcards.aoi].labels.year,
+        mirrors=plain(CFG.mirrors),
+        version=1,
+    script:
+        "../scripts/download_labels.py"
+
+
+use rule download_labels as download_reference with:
+    output:
+        labels="resources/references/{aoi}.tif",
+    log:
+        "results/logs/download_reference/{aoi}.log",
+    params:
+        grid=aoi_grid,
+        collection=lambda wildcards: CFG.aois[wildcards.aoi].reference.collection,
+        year=lambda wildcards: CFG.aois[wildcards.aoi].reference.year,
+        mirrors=plain(CFG.mirrors),
+        version=1,
+
+
+rule download_urban_atlas:
+    output:
+        labels="resources/labels/{aoi}.gpkg",
+    log:
+        "results/logs/download_urban_atlas/{aoi}.log",
+    retries: 2
+    conda:
+        "../../envs/covermap.yaml"
+    params:
+        grid=aoi_grid,
+        year=lambda wildcards: CFG.aois[wildcards.aoi].labels.year,
+        mirrors=plain(CFG.mirrors),
+        version=1,
+    script:
+        "../scripts/download_urban_atlas.py"
+
+
+use rule download_urban_atlas as download_urban_atlas_reference with:
+    output:
+        labels="resources/references/{aoi}.gpkg",
+    log:
+        "results/logs/download_urban_atlas_reference/{aoi}.log",
+    params:
+        grid=aoi_grid,
+        year=lambda wildcards: CFG.aois[wildcards.aoi].reference.year,
+        mirrors=plain(CFG.mirrors),
+        version=1,

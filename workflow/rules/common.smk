@@ -1,18 +1,35 @@
 import os
 import sys
 from functools import cache, wraps
+from importlib import import_module
 from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir)))
 os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [sys.path[0], os.getenv("PYTHONPATH")])))  # for the jobs
 
+from covermap.attribution import attribution
+from covermap.clms_key import service_key
 from covermap.config import check_classes, check_files, check_window, load, model_legend
 from covermap.dates import step_of, steps_of
 from covermap.errors import CovermapError, CoverageError, SettingError
 from covermap.grid import area_blocks, area_grid, project, read_area
 from covermap.legend import read_legend
-from covermap.orbits import choose_orbit
-from covermap.scenes import SUPERSEDES, footprint, meets, moment, one_view, read_listing, sensor_of
+from covermap.orbits import choose_orbit, has_orbits
+from covermap.providers import PROVIDERS, Query
+from covermap.scenes import (
+    SUPERSEDES,
+    footprint,
+    is_grd,
+    met_by,
+    moment,
+    one_view,
+    optical_bands,
+    read_listing,
+    read_missing,
+    sensor_of,
+    told_gaps,
+)
+from covermap.selection import gaps, pinned_items
 
 
 def plainly(function):
@@ -55,11 +72,41 @@ wildcard_constraints:
 # --- what an area is -------------------------------------------------------------------------------------------------
 
 
+def made_by_rules():
+    """Files that settings may name before they are there."""
+    return set(map(Path, rules.simulate_demo.output))
+
+
+def only_planned():
+    """Whether no job will run: a dry run, a summary, a graph. Snakemake knows when it asks for inputs, not before."""
+    return workflow.executor_plugin is None or workflow.dryrun
+
+
+@of_area
+def check_account(aoi, step):
+    """Refuse a job that needs an account where there is none."""
+    if step in ("search_scenes", "download_scene"):
+        provider = CFG.aois[aoi].provider
+        import_module(PROVIDERS[provider.name]).check_credentials(provider)
+    elif step in ("download_urban_atlas", "download_urban_atlas_reference"):
+        service_key()
+
+
+@plainly
+def check_accounts():
+    """Refuse a run of which a job will need an account that is not there, before the first one begins."""
+    if workflow.is_main_process and not workflow.touch:
+        for aoi, step in sorted({(job.wildcards.get("aoi", ""), job.rule.name) for job in workflow.dag.needrun_jobs()}):
+            check_account(aoi, step)
+
+
 @cache
 @plainly
 @of_area
 def area_of(aoi):
-    plainly(check_files)(CFG, aoi, set(map(Path, rules.simulate_demo.output)))
+    maps = CFG.aois[aoi].labels, CFG.aois[aoi].reference
+    asked_for = {some.path for some in maps if some}  # by the jobs that read them
+    plainly(check_files)(CFG, aoi, made_by_rules() | asked_for)
     return read_area(CFG.aois[aoi].area)
 
 
@@ -102,12 +149,13 @@ def aoi_setting(name):
 
 
 def aoi_section(name):
-    """A section of settings, with the overrides of the job's area, less those that choose scenes and change none."""
-    choosing = {"orbit_state", "relative_orbits", "max_cloud"}
+    """A section of settings, with the overrides of the job's area, less those that choose or bring scenes."""
+    others = {"orbit_state", "relative_orbits", "max_cloud", "sen2cor_program", "sen2cor_gipp"}
+    others |= {"processor"} if name == "sentinel2" else set()
 
     def get(wildcards):
         settings = plain(CFG.section(name, wildcards.aoi))
-        return {key: value for key, value in settings.items() if key not in choosing}
+        return {key: value for key, value in settings.items() if key not in others}
 
     return get
 
@@ -192,9 +240,34 @@ def shoreline_of(wildcards):
 # --- input files -----------------------------------------------------------------------------------------------------
 
 
+def query_of(aoi):
+    """What scenes an area needs."""
+    settings, radar, optics = CFG.aois[aoi], CFG.section("sentinel1", aoi), CFG.section("sentinel2", aoi)
+    tracks = radar.orbit_state, radar.relative_orbits, radar.polarisations
+    return Query(area_of(aoi), settings.period, settings.sensors, optics.fetched_level, optics.max_cloud, *tracks)
+
+
+@cache
+@plainly
+@of_area
+def pinned_in(aoi):
+    """Scenes of an area with a pinned list, by id: known before the search has run."""
+    return {item["id"]: item for item in pinned_items(CFG.aois[aoi].scenes, query_of(aoi))}
+
+
+def items_in(aoi, listing):
+    return read_listing(listing) if listing else pinned_in(aoi)
+
+
+def listing_of(wildcards):
+    """List of the area's scenes, once the search has run; None: they are pinned."""
+    pinned = CFG.aois[wildcards.aoi].scenes
+    return None if pinned else Path(checkpoints.search_scenes.get(aoi=wildcards.aoi).output.listing)
+
+
 def listed(wildcards):
-    """Scenes of the area, by id, once the search has run."""
-    return plainly(read_listing)(Path(checkpoints.search_scenes.get(aoi=wildcards.aoi).output.listing))
+    """Scenes of the area, by id."""
+    return plainly(items_in)(wildcards.aoi, listing_of(wildcards))
 
 
 @plainly
@@ -212,7 +285,7 @@ def scene_item(wildcards):
 @of_area
 def steps_in(aoi, listing, mtime_ns):
     """Steps of an area's Sentinel-2, from its whole list, so that all of its blocks have the same."""
-    items = read_listing(listing).values()
+    items = items_in(aoi, listing).values()
     days = [moment(item).date() for item in items if sensor_of(item) == "sentinel2"]
     return steps_of(CFG.aois[aoi].period, CFG.section("composite", aoi), days)
 
@@ -221,7 +294,7 @@ def steps_in(aoi, listing, mtime_ns):
 @plainly
 def chosen_in(aoi, listing, mtime_ns):
     settings, radar, composite = CFG.aois[aoi], CFG.section("sentinel1", aoi), CFG.section("composite", aoi)
-    items = one_view(read_listing(listing).values(), radar, settings.dem, aoi, composite.directions)
+    items = one_view(items_in(aoi, listing).values(), radar, settings.dem, aoi, composite.directions)
     if "sentinel2" not in settings.sensors:
         return items
     steps = steps_in(aoi, listing, mtime_ns)
@@ -242,8 +315,8 @@ def of_list(function):
     """Ask a function about the list of the job's area, once for each state of the list."""
 
     def get(wildcards):
-        listing = Path(checkpoints.search_scenes.get(aoi=wildcards.aoi).output.listing)
-        return function(wildcards.aoi, listing, listing.stat().st_mtime_ns)
+        listing = listing_of(wildcards)
+        return function(wildcards.aoi, listing, listing.stat().st_mtime_ns if listing else 0)
 
     return get
 
@@ -258,16 +331,37 @@ def aoi_steps(wildcards):
     return [[str(day) for day in step] for step in of_list(steps_in)(wildcards)]
 
 
+def dem_of(wildcards):
+    """The area's heights: a file that the settings name, or one to be downloaded."""
+    dem = CFG.aois[wildcards.aoi].dem
+    return f"resources/dem/{wildcards.aoi}.tif" if dem == "glo30" else dem or []
+
+
+def dem_of_scene(wildcards):
+    """Heights for the job's scene, where it is still to be corrected for terrain."""
+    downloaded = CFG.aois[wildcards.aoi].dem == "glo30"
+    return dem_of(wildcards) if not downloaded or is_grd(scene_item(wildcards)) else []
+
+
+def geoid_of(wildcards):
+    """The grid of EGM2008, where the heights for the job's scene count from it: by the settings, or as downloaded."""
+    geoid = CFG.section("sentinel1", wildcards.aoi).geoid
+    wanted = geoid == "egm2008" or (geoid is None and CFG.aois[wildcards.aoi].dem == "glo30")
+    return "resources/geoid/us_nga_egm08_25.tif" if wanted and is_grd(scene_item(wildcards)) else []
+
+
 def dem_of_layers(wildcards):
     """The area's DEM, where a layer of its stack comes from it."""
     layers = {"elevation", "slope"} & {*CFG.section("composite", wildcards.aoi).layers}
-    return CFG.aois[wildcards.aoi].dem if layers else []
+    return dem_of(wildcards) if layers else []
 
 
 def orbit_of(wildcards):
-    """The best orbit file for the job's scene, where there is a folder of them."""
-    folder = CFG.section("sentinel1", wildcards.aoi).orbits
-    return folder and plainly(choose_orbit)(folder, wildcards.scene) or []
+    """The best orbit file for the job's scene: of a folder, where there is one, or to be downloaded."""
+    orbits, scene = CFG.section("sentinel1", wildcards.aoi).orbits, wildcards.scene
+    if orbits == "auto":
+        return f"resources/orbits/{scene}.EOF" if has_orbits(scene) and is_grd(scene_item(wildcards)) else []
+    return orbits and plainly(choose_orbit)(orbits, scene) or []
 
 
 @cache
@@ -277,6 +371,14 @@ def block_outline(aoi, block):
     return project(grid.polygon, grid.crs, "EPSG:4326").buffer(0.005)
 
 
+@cache
+def scenes_in(aoi, listing, mtime_ns):
+    """Sensor and id of the scenes that meet a block, for every block of an area."""
+    outlines = {block: block_outline(aoi, block) for block in blocks_of(aoi)}
+    met = met_by(chosen_in(aoi, listing, mtime_ns), outlines)
+    return {block: [(sensor_of(item), item["id"]) for item in items] for block, items in met.items()}
+
+
 def scenes_of_block(sensor, folder):
     """Files of a sensor's scenes that meet the job's block."""
 
@@ -284,8 +386,7 @@ def scenes_of_block(sensor, folder):
         block_grid(wildcards)  # told here where there is no such block
         if sensor not in CFG.aois[wildcards.aoi].sensors:
             return []
-        outline = block_outline(wildcards.aoi, wildcards.block)
-        scenes = [item["id"] for item in chosen(wildcards) if sensor_of(item) == sensor and meets(item, outline)]
+        scenes = [name for seen_by, name in of_list(scenes_in)(wildcards)[wildcards.block] if seen_by == sensor]
         return expand("results/{folder}/{aoi}/{scene}.tif", folder=folder, aoi=wildcards.aoi, scene=scenes)
 
     return find
@@ -398,12 +499,47 @@ def shoreline_threshold(wildcards):
 
 
 def source_of(name):
-    """File of the job's labels or reference map."""
+    """File of the job's labels or reference map: one that the settings name, or one to be downloaded."""
 
     def get(wildcards):
-        return getattr(CFG.aois[wildcards.aoi], name).path
+        path = getattr(CFG.aois[wildcards.aoi], name).path
+        return downloaded(wildcards.aoi, name) if path == "auto" else brought(wildcards.aoi, name)
 
     return get
+
+
+def downloaded(aoi, name):
+    """The part of a map that an area's labels or reference are downloaded to."""
+    folder = {"labels": "labels", "reference": "references"}[name]
+    return f"resources/{folder}/{aoi}.{'gpkg' if getattr(CFG.aois[aoi], name).is_ordered else 'tif'}"
+
+
+def labels_brought(wildcards):
+    """Labels of a person's own, which may lie elsewhere: where they are there, the search tells that."""
+    labels = CFG.aois[wildcards.aoi].labels
+    return labels.path if labels and labels.path != "auto" and is_there(labels.path) else []
+
+
+def is_there(path):
+    """Whether a file of the settings is there, or will be."""
+    return path in made_by_rules() or path.exists()
+
+
+@cache
+@plainly
+def brought(aoi, name):
+    """Labels or a reference map of a person's own: a plan goes without them, and says so once; a run does not."""
+    key, path = f"aois.{aoi}.{name}.path", getattr(CFG.aois[aoi], name).path
+    if is_there(path):
+        return path
+    if not only_planned():
+        raise SettingError(f"{key} is {path}, which does not exist: mend the path or bring the file")
+    print(
+        f"covermap: {key} is {path}, which is not there yet: bring the file, or a run will stop before it fetches "
+        "anything",
+        file=sys.stderr,
+    )
+    return []
 
 
 def map_of(aoi, model, suffix=".tif"):
@@ -417,7 +553,49 @@ def catalogue(wildcards):
     aoi = CFG.aois[wildcards.aoi]
     if aoi.scenes:
         return []
-    return "resources/demo/catalog.json" if aoi.provider.name == "demo" else aoi.provider.catalog
+    catalog = Path("resources/demo/catalog.json") if aoi.provider.name == "demo" else aoi.provider.catalog
+    return catalog if isinstance(catalog, Path) else []
+
+
+def orbits_wanted(name):
+    """A setting that chooses Sentinel-1 scenes of the job's area."""
+    return lambda wildcards: plain(CFG.section("sentinel1", wildcards.aoi))[name]
+
+
+def times_of(wildcards):
+    """What tells the steps in time of the job's area."""
+    composite = plain(CFG.section("composite", wildcards.aoi))
+    return {key: composite[key] for key in ("every", "dates", "season", "fill")}
+
+
+def delivery_of(wildcards):
+    """Where the job's scene comes from: how scenes were chosen is not among it."""
+    return CFG.aois[wildcards.aoi].provider.model_dump(mode="json", include={"name", "catalog", "url"})
+
+
+def bands_of_sensors(wildcards):
+    """Bands or polarisations that a step reads of the scenes of the job's area, by sensor."""
+    return {
+        "sentinel1": plain(CFG.section("sentinel1", wildcards.aoi))["polarisations"],
+        "sentinel2": optical_bands(CFG.section("sentinel2", wildcards.aoi)),
+    }
+
+
+def fetched_bands(wildcards):
+    """Those that are fetched, by sensor; none: whole products, as Sen2Cor needs them."""
+    whole = CFG.section("sentinel2", wildcards.aoi).processor == "sen2cor"
+    return bands_of_sensors(wildcards) | ({"sentinel2": []} if whole else {})
+
+
+def bands_of(wildcards):
+    """Those that are fetched of the job's scene."""
+    return fetched_bands(wildcards)[sensor_of(scene_item(wildcards))]
+
+
+def optical_product(wildcards):
+    """What the job's scene is clipped from: the product as it is delivered, or what Sen2Cor makes of it."""
+    made = CFG.section("sentinel2", wildcards.aoi).processor == "sen2cor"
+    return f"resources/{'sen2cor' if made else 'scenes'}/{wildcards.aoi}/{wildcards.scene}.zip"
 
 
 def training_settings(wildcards):
@@ -436,11 +614,25 @@ def accuracy_of(wildcards):
 
 
 def attribution_of(wildcards):
-    simulated = CFG.aois[wildcards.aoi].provider.name == "demo"
-    return "Simulated data" if simulated else "Contains modified Copernicus Sentinel data"
+    """Whose data a map of the job's area contains: by the job's model, or that of the area."""
+    aoi = CFG.aois[wildcards.aoi]
+    taught = CFG.models[wildcards.get("model", aoi.model)].train_on
+    return attribution(aoi.provider.name, aoi.dem == "glo30", [CFG.aois[area].labels for area in taught])
+
+
+def missing_in(wildcards):
+    """What no scene of the area covers, by sensor."""
+    listing, aoi = listing_of(wildcards), wildcards.aoi
+    if listing:
+        return plainly(read_missing)(listing)
+    query, composite = query_of(aoi), CFG.section("composite", aoi)
+    found = {sensor: gaps(sensor, pinned_in(aoi).values(), query, composite) for sensor in query.sensors}
+    return {sensor: absent for sensor, absent in found.items() if absent}
 
 
 def notes_of(wildcards):
-    if CFG.aois[wildcards.aoi].provider.name == "demo":
-        return "Simulated landscape: a check of the software, never evidence of accuracy."
-    return ""
+    simulated = CFG.aois[wildcards.aoi].provider.name == "demo"
+    notes = ["Simulated landscape: a check of the software, never evidence of accuracy."] if simulated else []
+    for sensor, absent in missing_in(wildcards).items():
+        notes.append(f"No {sensor} scene covers part of the area: {told_gaps(absent)}.")
+    return " ".join(notes)

@@ -71,12 +71,11 @@ rule report:
         area="{aoi}",
         period=aoi_setting("period"),
         model=default_model,
-        attribution=attribution_of,
         notes=notes_of,
         unused=unused_of,
         registration=lambda wildcards: CFG.section("registration", wildcards.aoi).mode,
         masks=aoi_section("masks"),
         threshold=shoreline_threshold,
-        version=4,
+        version=5,
     script:
         "../scripts/report.py"

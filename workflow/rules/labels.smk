@@ -11,7 +11,7 @@ rule rasterize_labels:
         block=block_grid,
         codes=lambda wildcards: plainly(read_legend)(CFG.aois[wildcards.aoi].labels.legend).codes,
         source=lambda wildcards: CFG.aois[wildcards.aoi].labels.source,
-        attribute=lambda wildcards: CFG.aois[wildcards.aoi].labels.attribute,
+        attribute=lambda wildcards: CFG.aois[wildcards.aoi].labels.code_attribute,
         version=1,
     script:
         "../scripts/rasterize_labels.py"
@@ -28,7 +28,7 @@ use rule rasterize_labels as rasterize_reference with:
         block=block_grid,
         codes=lambda wildcards: plainly(read_legend)(CFG.aois[wildcards.aoi].reference.legend).codes,
         source=lambda wildcards: CFG.aois[wildcards.aoi].reference.source,
-        attribute=lambda wildcards: CFG.aois[wildcards.aoi].reference.attribute,
+        attribute=lambda wildcards: CFG.aois[wildcards.aoi].reference.code_attribute,
         version=1,
 
 

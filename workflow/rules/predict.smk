@@ -25,6 +25,7 @@ rule predict_block:
 rule mosaic:
     input:
         predictions=blocks_in("results/predictions/{aoi}/{model}/{block}.tif"),
+        listing=ancient("results/scenes/{aoi}.json"),
     output:
         map="results/maps/{aoi}/{model}.tif",
         confidence="results/maps/{aoi}/{model}.confidence.tif",
@@ -42,7 +43,8 @@ rule mosaic:
         legend=lambda wildcards: legend_of(wildcards.model),
         period=aoi_setting("period"),
         model="{model}",
-        version=1,
+        attribution=attribution_of,
+        version=2,
     script:
         "../scripts/mosaic.py"
 
@@ -55,6 +57,7 @@ use rule mosaic as mosaic_default with:
             model=default_model(wildcards),
             block=blocks_of(wildcards.aoi),
         ),
+        listing=ancient("results/scenes/{aoi}.json"),
     output:
         map="results/maps/{aoi}.tif",
         confidence="results/maps/{aoi}.confidence.tif",
@@ -70,4 +73,5 @@ use rule mosaic as mosaic_default with:
         legend=lambda wildcards: legend_of(default_model(wildcards)),
         period=aoi_setting("period"),
         model=default_model,
-        version=1,
+        attribution=attribution_of,
+        version=2,

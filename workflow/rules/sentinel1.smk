@@ -1,7 +1,8 @@
 rule process_s1:
     input:
         product="resources/scenes/{aoi}/{scene}.zip",
-        dem=lambda wildcards: CFG.aois[wildcards.aoi].dem or [],
+        dem=dem_of_scene,
+        geoid=geoid_of,
         orbit=orbit_of,
         listing=ancient("results/scenes/{aoi}.json"),
     output:

@@ -1,6 +1,30 @@
-rule clip_s2:
+rule sen2cor:
     input:
         product="resources/scenes/{aoi}/{scene}.zip",
+        gipp=lambda wildcards: CFG.section("sentinel2", wildcards.aoi).sen2cor_gipp or [],
+        listing=ancient("results/scenes/{aoi}.json"),
+    output:
+        corrected=temp("resources/sen2cor/{aoi}/{scene}.zip"),
+    log:
+        "results/logs/sen2cor/{aoi}/{scene}.log",
+    benchmark:
+        "results/benchmarks/sen2cor/{aoi}/{scene}.tsv"
+    conda:
+        "../../envs/covermap.yaml"
+    resources:
+        mem_mb=8000,
+        runtime=120,
+    params:
+        item=scene_item,
+        program=lambda wildcards: plain(CFG.section("sentinel2", wildcards.aoi))["sen2cor_program"],
+        version=1,
+    script:
+        "../scripts/sen2cor.py"
+
+
+rule clip_s2:
+    input:
+        product=optical_product,
         listing=ancient("results/scenes/{aoi}.json"),
     output:
         clipped="results/s2/{aoi}/{scene}.tif",

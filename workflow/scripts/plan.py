@@ -1,0 +1,3 @@
+from covermap.plan import plan
+from covermap.step import run
+run(plan, snakemake)  # noqa: F821
