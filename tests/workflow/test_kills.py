@@ -17,8 +17,11 @@ from ..conftest import command, environment, small_settings
 
 # from where a run starts over, and how soon after that it is killed [s]
 QUICK = (("results/s1", 9), ("results/predictions", 5))
-LONG = (("results/tiles", 8), ("results/models", 6)) + tuple(
-    (start, second) for start in ("", "results/s1", "results/stacks", "results/tiles") for second in (4, 11, 19)
+BEGINNINGS = ("", "results/s1", "results/stacks", "results/tiles")
+LONG = (
+    ("results/tiles", 8),
+    ("results/models", 6),
+    *((beginning, seconds) for beginning in BEGINNINGS for seconds in (4, 11, 19)),
 )
 
 
