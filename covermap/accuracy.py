@@ -22,7 +22,7 @@ from covermap.grid import Grid
 from covermap.legend import EXCLUDED, Legend
 from covermap.raster import grid_of, read_window
 from covermap.settings import Tiles
-from covermap.tiles import TEST, cell_names, split_of
+from covermap.splits import cell_names, corners_of_tests, held_out
 
 STRIP_PIXELS = 1024
 MIN_PIXELS = 100  # a class with less than a hectare of reference says nothing about the mean over classes
@@ -147,6 +147,8 @@ def evaluate(
     legend: Legend,
     tiles: Tiles,
     seed: int,
+    index: Path | None = None,
+    tested: str | None = None,
 ) -> None:
     """Step: agreement of a map, and of a per-pixel baseline, on the held-out cells of the spatial split, as JSON.
 
@@ -157,6 +159,9 @@ def evaluate(
     ----------
     map, baseline : uint8 class maps; 0 where there is none.
     labels, reference : a raster a block, its first band the class, under the same names; no reference: an empty list.
+    accuracy : output.
+    legend, tiles, seed : classes and split of the model.
+    index, tested : table of the model's tiles, and the area whose test tiles are what is held out; none: test cells
 
     Raises
     ------
@@ -165,7 +170,8 @@ def evaluate(
     ProductError
         A raster cannot be read or has a class that the legend lacks.
     """
-    cells = _confusion_by_cell(map, labels, reference, baseline, legend, tiles, seed)
+    corners = corners_of_tests(index, tested) if index and tested else None
+    cells = _confusion_by_cell(map, labels, reference, baseline, legend, tiles, seed, corners)
     counts = {pair: np.stack([cell[k] for cell in cells.values()]) for k, pair in enumerate(PAIRS)} if cells else {}
     if not counts:
         raise CoverageError(
@@ -223,7 +229,14 @@ def _against_reference(counts: Mapping[str, np.ndarray], legend: Legend, seed: i
 
 
 def _confusion_by_cell(
-    map: Path, labels: list[Path], reference: list[Path], baseline: Path, legend: Legend, tiles: Tiles, seed: int
+    map: Path,
+    labels: list[Path],
+    reference: list[Path],
+    baseline: Path,
+    legend: Legend,
+    tiles: Tiles,
+    seed: int,
+    corners: np.ndarray | None,
 ) -> dict[int, np.ndarray]:
     """Confusion matrices int64 (pair, K, K) of every held-out cell, gathered strip by strip."""
     by_name = {path.name: path for path in reference}
@@ -232,7 +245,7 @@ def _confusion_by_cell(
         if reference and path.name not in by_name:
             raise CoverageError(f"labels {path} have no reference block {path.name}: make the reference of every block")
         for strip in _strips(_grid(path)):
-            test = split_of(strip, tiles, seed) == TEST
+            test = held_out(strip, tiles, seed, corners)
             if not test.any():
                 continue
             files = {"map": map, "label": path, "baseline": baseline}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from covermap.scenes import Item, moment
 
 if TYPE_CHECKING:
-    from covermap.settings import Labels
+    from covermap.settings import LabelMap
 
 TAG = "TIFFTAG_COPYRIGHT"  # of a map; it takes ASCII alone
 YEARS = "{years}"  # stands for those of the scenes, until these are known
@@ -22,7 +22,7 @@ GLO30 = (
 CLMS = "generated using European Union's Copernicus Land Monitoring Service information"
 
 
-def attribution(provider: str, heights: bool, labels: Iterable[Labels | None]) -> str:
+def attribution(provider: str, heights: bool, labels: Iterable[LabelMap | None]) -> str:
     """What is to be told of a map, in its tags and its report, with ``{years}`` where :func:`dated` puts them.
 
     The notice with the years is that of the 'Legal notice on the use of Copernicus Sentinel Data and Service
@@ -46,7 +46,7 @@ def dated(told: str, scenes: Iterable[Item]) -> str:
     return told.replace(YEARS, ", ".join(map(str, years)))
 
 
-def _of_labels(labels: Labels | None) -> str:
+def _of_labels(labels: LabelMap | None) -> str:
     if labels is not None and labels.source == "urban_atlas":
         return f"Urban Atlas{f' {labels.year}' if labels.year else ''}, {CLMS}"
     if labels is None or labels.path != "auto" or "://" in str(labels.collection):

@@ -13,8 +13,9 @@ from covermap.inputs import KEYS, meaning_of, must_mean, observed
 from covermap.legend import EXCLUDED, NO_LABEL
 from covermap.raster import write_raster
 from covermap.settings import Tiles
+from covermap.splits import corners_of_tests, held_out
 from covermap.stack import read_stack
-from covermap.tiles import TEST, TileStore, split_of
+from covermap.store import TileStore
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ def map_baseline(
     sensors: tuple[str, ...],
     tiles: Tiles,
     seed: int,
+    tested: str | None = None,
     threads: int = 1,
 ) -> None:
     """Classes of the held-out test pixels by a per-pixel random forest (Breiman 2001, doi:10.1023/A:1010933404324).
@@ -45,6 +47,7 @@ def map_baseline(
     grid : of the map.
     sensors, tiles, seed : inputs and split of the model to compare with; its indices tell the forest nothing that is
         not in them.
+    tested : area whose test tiles are what is held out; none: test cells are.
 
     Raises
     ------
@@ -60,6 +63,7 @@ def map_baseline(
     forest = RandomForestClassifier(TREES, max_features="sqrt", min_samples_leaf=2, n_jobs=threads, random_state=seed)
     forest.fit(pixels, labels)
     log.info("forest of %d trees from %d pixels of %d classes", TREES, len(labels), len(forest.classes_))
+    corners = corners_of_tests(index, tested) if tested else None
     out = np.zeros(grid.shape, np.uint8)
     for path, block in zip(stacks, blocks, strict=True):
         part = block.cropped(grid.bounds)
@@ -69,11 +73,11 @@ def map_baseline(
         keys = [KEYS[sensor] for sensor in sensors]
         read = read_stack(path, slice(row, row + part.height), slice(column, column + part.width), keys)
         inputs = {key: read[key] for key in keys}
-        held_out = (split_of(part, tiles, seed) == TEST) & observed(inputs)
-        if held_out.any():
+        asked = held_out(part, tiles, seed, corners) & observed(inputs)
+        if asked.any():
             row, column = part.offset_in(grid)
             place = out[row : row + part.height, column : column + part.width]
-            place[held_out] = forest.predict(features(inputs, held_out))
+            place[asked] = forest.predict(features(inputs, asked))
     write_raster(baseline, out[None], grid, nodata=NO_LABEL, descriptions=("class",))
 
 

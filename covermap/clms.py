@@ -25,9 +25,10 @@ from covermap.clms_key import BRING, VARIABLE, WHERE, service_key
 from covermap.errors import CoverageError, CovermapError, DownloadError, SettingError
 from covermap.files import whole
 from covermap.grid import Grid
-from covermap.labels import RIM_M, read_polygons, unpacked, urban_atlas
+from covermap.labels import RIM_M
 from covermap.settings import Mirrors
 from covermap.transfer import fetch_file
+from covermap.vectors import read_polygons, unpacked, urban_atlas
 from covermap.web import Access, json_of, request
 
 log = logging.getLogger(__name__)

@@ -26,20 +26,28 @@ from covermap.sen2cor import find_sen2cor
 from covermap.settings import (
     Aoi,
     Composite,
+    LabelMap,
     Labels,
     Masks,
     Mirrors,
     Model,
     Name,
+    Patches,
+    Period,
     Registration,
     Section,
     Sentinel1,
     Sentinel2,
     Simulator,
+    Tiles,
     Unique,
     first_sentence,
 )
 
+# Settings of tiles that mean nothing where each image is a tile, where names split them, and where lists do
+NOT_OF_PATCHES = ("stride_pixels", "min_labelled", "max_cloud")
+NOT_OF_NAMES = ("pixels", "cell_pixels", "buffer_pixels")
+NOT_OF_LISTS = ("validation", "test", "folds", "fold")
 SENSOR_SECTIONS = ("sentinel1", "sentinel2", "masks", "composite", "registration")
 
 
@@ -50,6 +58,7 @@ class Config(Section):
         ("demo",), min_length=1, description="areas that `snakemake` maps"
     )
     aois: dict[Name, Aoi] = Field(min_length=1)
+    patches: dict[Name, Patches] = Field({}, description="sets of images of one class each")
     models: dict[Name, Model] = Field(min_length=1)
     sentinel1: Sentinel1 = Sentinel1()
     sentinel2: Sentinel2 = Sentinel2()
@@ -61,22 +70,40 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _known_names(self) -> Self:
+        if both := sorted({*self.patches} & {*self.aois}):
+            raise ValueError(f"patches and aois both have {both[0]!r}: give one of the two another name")
         for target in self.targets:
             _must_know("targets", target, self.aois)
         for name, aoi in self.aois.items():
             _must_know(f"aois.{name}.model", aoi.model, self.models)
+            if aoi.model in self.classifiers:
+                raise ValueError(
+                    f"aois.{name}.model is {aoi.model!r}, which learns from patches and maps no pixels: name a model "
+                    "that learns from areas"
+                )
             for section in SENSOR_SECTIONS:
                 self.section(section, name)
-        for name, model in self.models.items():
-            for area in model.train_on:
-                _must_know(f"models.{name}.train_on", area, self.aois)
+        for name, model in self.mappers.items():
+            used = [("train_on", area) for area in model.train_on] + [("test_on", area) for area in model.test_on]
+            for key, area in used:
+                _must_know(f"models.{name}.{key}", area, {**self.aois, **(self.patches if key == "train_on" else {})})
+                if model.tiles.split == "lists":
+                    raise ValueError(
+                        f"models.{name}.tiles.split is lists, but {area} is an area: expected blocks, stratified or "
+                        "random"
+                    )
                 if self.aois[area].labels is None:
-                    raise ValueError(f"models.{name}.train_on names {area!r}, which has no labels: give it some")
+                    raise ValueError(f"models.{name}.{key} names {area!r}, which has no labels: give it some")
                 if self.aois[area].block_pixels % model.tiles.cell_pixels:
                     raise ValueError(
                         f"models.{name}.tiles.cell_pixels is {model.tiles.cell_pixels}: expected a divisor of "
                         f"aois.{area}.block_pixels, which is {self.aois[area].block_pixels}"
                     )
+            if both := [area for area in model.test_on if area in model.train_on]:
+                raise ValueError(
+                    f"models.{name}.test_on names {both[0]!r}, which train_on names too, and what is learnt from tests "
+                    "nothing: remove it from one of the two"
+                )
         return self
 
     @model_validator(mode="after")
@@ -146,10 +173,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _areas_suit_their_models(self) -> Self:
-        for name, model in self.models.items():
+        for name, model in self.mappers.items():
             self._must_see(name)
             mapped = [area for area, settings in self.aois.items() if settings.model == name]
-            users = list(dict.fromkeys([*model.train_on, *mapped]))
+            users = list(dict.fromkeys([*model.train_on, *model.test_on, *mapped]))
             for user in users:
                 missing = sorted({*model.sensors} - {*self.aois[user].sensors, "terrain"})
                 if missing:
@@ -166,6 +193,58 @@ class Config(Section):
             for one, other in pairwise(users):
                 self._must_agree(name, one, other)
         return self
+
+    @model_validator(mode="after")
+    def _patches_suit_their_models(self) -> Self:
+        for name, model in self.classifiers.items():
+            given, own = f"models.{name}", next(area for area in model.train_on if area in self.patches)
+            if len(model.train_on) > 1 or model.test_on:
+                raise ValueError(
+                    f"{given}.train_on names {own!r}, a set of patches, which is learnt alone: remove the other names "
+                    "there and in test_on"
+                )
+            if model.sensors != ("sentinel2",):
+                raise ValueError(
+                    f"{given}.sensors is {', '.join(model.sensors)}, but patches hold bands of sentinel2: set it to "
+                    "[sentinel2]"
+                )
+            bands = self.patches[own].bands
+            for index in model.indices:
+                if missing := [band for band in INDICES[index][1:] if band not in bands]:
+                    raise ValueError(
+                        f"{given}.indices has {index}, which needs {missing[0]}, but patches.{own}.bands has "
+                        f"{', '.join(bands)}: add it there, or remove the index"
+                    )
+            self._must_split(name, model.tiles, own)
+        return self
+
+    def _must_split(self, name: str, tiles: Tiles, own: str) -> None:
+        """Refuse splits that patches do not have, and settings of tiles that do nothing for them."""
+        if tiles.split == "stratified":
+            raise ValueError(
+                f"models.{name}.tiles.split is stratified, but it learns from patches, of which random takes the same "
+                "share of every class: expected random, lists, or blocks where they are georeferenced"
+            )
+        if tiles.split == "lists" and self.patches[own].lists is None:
+            raise ValueError(
+                f"models.{name}.tiles.split is lists, but patches.{own}.lists is not set: name its lists there, or "
+                "set the split to random"
+            )
+        vain = NOT_OF_PATCHES + NOT_OF_NAMES * (tiles.split != "blocks") + NOT_OF_LISTS * (tiles.split == "lists")
+        if idle := [key for key in vain if key in tiles.model_fields_set]:
+            raise ValueError(
+                f"models.{name}.tiles.{idle[0]} does nothing for patches that are split by {tiles.split}: remove it"
+            )
+
+    @property
+    def classifiers(self) -> dict[str, Model]:
+        """Models that learn from patches."""
+        return {name: model for name, model in self.models.items() if {*model.train_on} & {*self.patches}}
+
+    @property
+    def mappers(self) -> dict[str, Model]:
+        """Models that learn from areas, and map them."""
+        return {name: model for name, model in self.models.items() if name not in self.classifiers}
 
     def _must_see(self, model: str) -> None:
         """Refuse a model without a satellite, and an index of an input that the model does not have."""
@@ -286,33 +365,96 @@ def _check_models(config: Config) -> None:
     for name, aoi in config.aois.items():
         check_window(config, name, aoi.model)
         check_shoreline(config, name)
+        check_weak(config, name)
+        if aoi.labels is not None:
+            held_out_area(config, name, aoi.model)
         for key, labels in (("labels", aoi.labels), ("reference", aoi.reference)):
             if labels is not None:
                 try:
                     check_classes(config, aoi.model, labels)
                 except SettingError as error:
                     raise SettingError(f"aois.{name}.{key}.legend: {error}") from None
-    for name, model in config.models.items():
-        for taught in (config.aois[area].labels for area in model.train_on):
-            assert taught is not None  # _known_names
-            check_classes(config, name, taught)
+    for name in config.classifiers:
+        model_legend(config, name)
+    for name, model in config.mappers.items():
+        for labels in (config.aois[area].labels for area in (*model.train_on, *model.test_on)):
+            assert labels is not None  # _known_names
+            check_classes(config, name, labels)
 
 
-def model_legend(config: Config, model: str) -> Legend:
-    """Legend of what a model maps: that of the labels it learns from."""
+def labels_legend(labels: LabelMap, language: str = "en") -> Legend:
+    """Legend of a map of labels: the codes of its collection or edition, and names in a language."""
+    edition = str(labels.year) if labels.source == "urban_atlas" and labels.year else labels.collection
+    return read_legend(labels.legend, edition, language)
+
+
+def model_legend(config: Config, model: str, language: str = "en") -> Legend:
+    """Legend of what a model maps: that of the labels or patches it learns from."""
+    if model in config.classifiers:
+        return read_legend(config.patches[config.models[model].train_on[0]].legend, language=language)
     labels = config.aois[config.models[model].train_on[0]].labels
     assert labels is not None  # _known_names
-    return read_legend(labels.legend)
+    return labels_legend(labels, language)
 
 
 def check_classes(config: Config, model: str, labels: Labels) -> None:
     """Refuse labels whose classes are not those of a model: their ids would mean different things."""
-    legends = read_legend(labels.legend), model_legend(config, model)
+    legends = labels_legend(labels), model_legend(config, model)
     found, wanted = ([entry.key for entry in legend.classes] for legend in legends)
     if found != wanted:
         raise SettingError(
             f"legend {labels.legend} has the classes {', '.join(found)}, but model {model!r} maps {', '.join(wanted)}: "
             "give both one legend, or the area another model"
+        )
+
+
+def contemporaries(config: Config, model: str) -> dict[str, list[str]]:
+    """Areas that a model is tested on, each with those that it learns from whose period meets its own."""
+    settings, aois = config.models[model], config.aois
+
+    def meet(one: Period, other: Period) -> bool:
+        return one.start <= other.end and other.start <= one.end
+
+    return {
+        tested: [area for area in settings.train_on if meet(aois[area].period, aois[tested].period)]
+        for tested in settings.test_on
+    }
+
+
+def held_out_area(config: Config, aoi: str, model: str) -> str | None:
+    """The area, where its test tiles tell what is held out; None: cells do, in any area of their CRS alike.
+
+    Cells of another CRS are of another lattice: training tiles may lie on its test cells.
+
+    Raises
+    ------
+    SettingError
+        Tiles tell it, but the model has none of this area.
+    """
+    settings, crs = config.models[model], config.aois[aoi].crs
+    if aoi in settings.test_on:
+        return aoi
+    if others := [area for area in settings.train_on if config.aois[area].crs != crs]:
+        why = f"models.{model} learns from {others[0]} in {config.aois[others[0]].crs}, but aois.{aoi}.crs is {crs}"
+        mend = "choose one CRS for both"
+    elif settings.tiles.split == "blocks":
+        return None
+    else:
+        why, mend = f"models.{model}.tiles.split is {settings.tiles.split}", "set the split to blocks"
+    if aoi not in settings.train_on:
+        raise SettingError(
+            f"{why}, which does not tell what is held out of aois.{aoi}: add {aoi} to models.{model}.test_on, or {mend}"
+        )
+    return aoi
+
+
+def check_maps(config: Config, model: str) -> None:
+    """Refuse to train a network that gives each pixel a class on patches, which have one together."""
+    if model in config.classifiers:
+        raise SettingError(
+            f"models.{model} learns from patches, which have one class each, but {config.models[model].network} gives "
+            f"one to each pixel: let it learn from areas, or ask for its tiles alone, results/tiles/{model}/"
+            "index.parquet"
         )
 
 
@@ -344,12 +486,42 @@ def check_shoreline(config: Config, aoi: str) -> None:
         raise SettingError(f"{key} needs Sentinel-2: add it to aois.{aoi}.sensors, or remove the shoreline")
     if missing := [band for band in INDICES["ndwi"][1:] if band not in optics.bands]:
         raise SettingError(f"{key} needs the band {missing[0]}: add it to sentinel2.bands, or remove the shoreline")
-    known = [entry.key for entry in read_legend(settings.labels.legend).classes]
+    known = [entry.key for entry in labels_legend(settings.labels).classes]
     for name in settings.labels.shoreline.water:
         if name not in known:
             raise SettingError(
                 f"{key}.water has {name!r}, which is no class of {settings.labels.legend}: it has {', '.join(known)}"
             )
+
+
+def check_weak(config: Config, aoi: str) -> None:
+    """Refuse weak labels with classes that their legend lacks, or compared with a map of other classes.
+
+    Raises
+    ------
+    SettingError
+        Names the setting and the class, or both legends.
+    """
+    labels = config.aois[aoi].labels
+    if labels is None or not labels.is_weak:
+        return
+    known = [entry.key for entry in labels_legend(labels).classes]
+    for key, names in (("ignore", labels.weak.ignore), ("class_weights", labels.weak.class_weights)):
+        for name in names:
+            if name not in known:
+                raise SettingError(
+                    f"aois.{aoi}.labels.weak.{key} has {name!r}, which is no class of {labels.legend}: it has "
+                    f"{', '.join(known)}"
+                )
+    if labels.weak.agree_with is None:
+        return
+    found = [entry.key for entry in labels_legend(labels.weak.agree_with).classes]
+    if found != known:
+        raise SettingError(
+            f"aois.{aoi}.labels.weak.agree_with.legend {labels.weak.agree_with.legend} has the classes "
+            f"{', '.join(found)}, but {labels.legend} has {', '.join(known)}: give both maps legends with the same "
+            "classes in the same order"
+        )
 
 
 def check_files(config: Config, aoi: str, made: Collection[Path] = ()) -> None:
@@ -382,6 +554,11 @@ def _files(config: Config, aoi: str) -> Iterator[tuple[str, Path]]:
     for key, labels in (("labels", settings.labels), ("reference", settings.reference)):
         if labels is not None:
             named |= {f"{key}.path": labels.path, f"{key}.legend": labels.legend}
+    if settings.labels is not None:
+        weak = settings.labels.weak
+        named |= {f"labels.weak.stable_with.{number}": path for number, path in enumerate(weak.stable_with)}
+        if weak.agree_with is not None:
+            named |= {f"labels.weak.agree_with.{name}": getattr(weak.agree_with, name) for name in ("path", "legend")}
     if "sentinel1" in settings.sensors:
         named |= {"sentinel1.orbits": radar.orbits, "sentinel1.geoid": radar.geoid}
     if "sentinel2" in settings.sensors and optics.processor == "sen2cor":

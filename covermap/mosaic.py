@@ -24,7 +24,7 @@ from covermap.predict import CONFIDENCE_NODATA
 from covermap.raster import read_window
 from covermap.scenes import read_listing
 from covermap.settings import Period
-from covermap.styles import colour_table, write_qml
+from covermap.styles import colour_table, write_attributes, write_qml
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ def mosaic(
     map: Path,
     confidence: Path,
     style: Path,
+    attributes: Path,
     listing: Path,
     grid: Grid,
     blocks: list[Grid],
@@ -43,12 +44,13 @@ def mosaic(
     model: str,
     attribution: str,
 ) -> None:
-    """Class map and confidence of an area, as Cloud-Optimised GeoTIFFs, and the map's QGIS style.
+    """Class map and confidence of an area, as Cloud-Optimised GeoTIFFs, and the legend beside the map.
 
     Parameters
     ----------
     predictions : one raster a block.
-    map, confidence, style : what is written. The map is one band, since a second one would be taken for transparency.
+    map, confidence : what is written. The map is one band, since a second one would be taken for transparency.
+    style, attributes : the map's QGIS style, and its attribute table, which GDAL looks for as ``{map}.aux.xml``.
     listing : scenes of the area, for the years of the attribution.
     grid : of the map.
     blocks : grid of each prediction.
@@ -69,14 +71,17 @@ def mosaic(
     tags[TAG] = dated(attribution, read_listing(listing).values())
     names = {entry.id: entry.name for entry in legend.classes}
     layers = (
-        (map, 1, NO_LABEL, "mode", {**tags, "classes": json.dumps(names)}, colour_table(legend)),
+        (map, 1, NO_LABEL, "mode", {**tags, "classes": json.dumps(names, ensure_ascii=False)}, colour_table(legend)),
         (confidence, 2, CONFIDENCE_NODATA, "average", {**tags, "unit": "per cent"}, None),
     )
     for output, band, nodata, resampling, layer_tags, colours in layers:
         with whole(output) as part, scratch(output) as draft:
-            if not assemble(draft, predictions, grid, blocks, outline, band, nodata, layer_tags, colours):
+            counts = assemble(draft, predictions, grid, blocks, outline, band, nodata, layer_tags, colours)
+            if not counts.sum() - counts[nodata]:
                 raise CoverageError(f"{output}: no pixel of the area was observed: check the scenes and their clouds")
             write_cog(draft, part, resampling)
+        if output == map:
+            write_attributes(attributes, legend, counts, grid.pixel_m)
     write_qml(style, legend)
 
 
@@ -90,8 +95,8 @@ def assemble(
     nodata: int,
     tags: Mapping[str, str],
     colours: dict[int, tuple[int, int, int, int]] | None,
-) -> int:
-    """Write one band of all blocks into a tiled GeoTIFF, block by block; return the number of pixels with data."""
+) -> np.ndarray:
+    """Write one band of all blocks into a tiled GeoTIFF, block by block; return the pixels of each value, (256,)."""
     profile = {
         "driver": "GTiff",
         "count": 1,
@@ -107,7 +112,7 @@ def assemble(
         "sparse_ok": True,
         "bigtiff": "IF_SAFER",
     }
-    mapped = 0
+    counts = np.zeros(256, np.int64)
     with rasterio.open(draft, "w", **profile) as raster:
         for path, block in zip(predictions, blocks, strict=True):
             part = block.cropped(grid.bounds)
@@ -118,12 +123,12 @@ def assemble(
             values = np.where(beyond, np.uint8(nodata), values)
             row, column = part.offset_in(grid)
             raster.write(values, 1, window=Window(column, row, part.width, part.height))
-            mapped += int((values != nodata).sum())
+            counts += np.bincount(values.ravel(), minlength=256)
         raster.update_tags(**tags)
         if colours:
             raster.write_colormap(1, colours)
-    log.info("%d of %d pixels mapped", mapped, grid.width * grid.height)
-    return mapped
+    log.info("%d of %d pixels mapped", counts.sum() - counts[nodata], grid.width * grid.height)
+    return counts
 
 
 def write_cog(source: Path, output: Path, resampling: str) -> None:

@@ -21,11 +21,12 @@ from tqdm import tqdm
 from covermap.errors import ModelError
 from covermap.grid import Grid, false_origin
 from covermap.inputs import DAY, DTYPE, NODATA, is_filled, meaning_of, must_mean, observed
+from covermap.loader import on_device
 from covermap.models.normalise import Normalised
 from covermap.raster import write_raster
 from covermap.settings import Prediction
 from covermap.stack import read_stack
-from covermap.train import load_weights, on_device, reduced_precision, use_device
+from covermap.train import load_weights, reduced_precision, use_device
 
 log = logging.getLogger(__name__)
 

@@ -28,12 +28,14 @@ TONES = {
 }
 TONE_SHARE = 0.4
 HATCH_PIXELS, HATCH = 8, (222, 205)
+HATCHED = "hatched"  # the mark of what has no value
 PAPER, INK = (252, 251, 248), (29, 31, 30)
 OVER_DARK, OVER_BRIGHT = 45, 235  # greys of forest and of clouds, over which a swatch shows its tone
 TEXT_PIXELS, LINE_PIXELS, GAP_PIXELS, MARGIN_PIXELS = 15, 23, 20, 12
 SPACE_PIXELS, MINUS_PIXELS = 5, 9  # before the words behind a mark; a minus with the space around it
 BAR_SHARE = 0.2  # of the picture's width, at most
-Mark = str | float | None  # a tone, a colour channel, or the length of a scale bar [px of the picture]
+Colour = tuple[int, int, int]
+Mark = str | Colour | float | None  # a tone, channel or colour, or the length of a scale bar [px of the picture]
 Note = tuple[Mark, str]  # what stands before the words, and the words
 
 
@@ -76,9 +78,14 @@ def _drawn(shares: np.ndarray) -> np.ndarray:
     """Picture of shares of white."""
     empty = ~np.isfinite(shares).all(axis=0)
     picture = np.rint(np.clip(np.where(empty, 0, shares), 0, 1) * 255).astype(np.uint8)
-    row, column = np.indices(empty.shape)
-    hatch = np.where((row + column) // (HATCH_PIXELS // 2) % 2, *HATCH).astype(np.uint8)
-    return np.broadcast_to(np.where(empty, hatch, picture), (3, *empty.shape)).transpose(1, 2, 0).copy()
+    drawn = np.where(empty, hatched(empty.shape), picture)
+    return np.broadcast_to(drawn, (3, *empty.shape)).transpose(1, 2, 0).copy()
+
+
+def hatched(shape: tuple[int, ...]) -> np.ndarray:
+    """Hatching uint8 (y, x), which stands for nothing."""
+    row, column = np.indices(shape)
+    return np.where((row + column) // (HATCH_PIXELS // 2) % 2, *HATCH).astype(np.uint8)
 
 
 def tint(picture: np.ndarray, mask: np.ndarray, tone: str) -> None:
@@ -159,7 +166,7 @@ def _length(note: Note) -> int:
     mark, words = note
     if mark is None:
         return _words_length(words)
-    return (TEXT_PIXELS if isinstance(mark, str) else round(mark)) + SPACE_PIXELS + _words_length(words)
+    return (round(mark) if isinstance(mark, float | int) else TEXT_PIXELS) + SPACE_PIXELS + _words_length(words)
 
 
 def _words_length(words: str) -> int:
@@ -169,7 +176,7 @@ def _words_length(words: str) -> int:
 def _write(draw: ImageDraw.ImageDraw, x: int, y: int, note: Note) -> int:
     """Write a note and return where it ends."""
     mark, words = note
-    if isinstance(mark, str):
+    if isinstance(mark, str | tuple):
         _draw_swatch(draw, x, y + 2, mark)
     elif mark is not None:
         _draw_bar(draw, x, y + TEXT_PIXELS // 2, round(mark))
@@ -187,11 +194,18 @@ def _write_words(draw: ImageDraw.ImageDraw, x: float, y: int, words: str) -> Non
         x += _font().getlength(part)
 
 
-def _draw_swatch(draw: ImageDraw.ImageDraw, x: int, y: int, name: str) -> None:
-    """A channel's colour, or a tone over dark and over bright ground."""
+def _draw_swatch(draw: ImageDraw.ImageDraw, x: int, y: int, name: str | Colour) -> None:
+    """A colour, a channel's colour, hatching, or a tone over dark and over bright ground."""
     left, top, right, bottom = x, y, x + TEXT_PIXELS - 1, y + TEXT_PIXELS - 1
-    if name in CHANNELS:
-        draw.rectangle((left, top, right, bottom), fill=CHANNELS[name], outline=INK)
+    if name == HATCHED:
+        lines = hatched((TEXT_PIXELS, TEXT_PIXELS))
+        for grey in HATCH:
+            draw.point([(left + column, top + row) for row, column in np.argwhere(lines == grey)], (grey,) * 3)
+        draw.rectangle((left, top, right, bottom), outline=INK)
+        return
+    if isinstance(name, tuple) or name in CHANNELS:
+        fill = name if isinstance(name, tuple) else CHANNELS[name]
+        draw.rectangle((left, top, right, bottom), fill=fill, outline=INK)
         return
     draw.rectangle((left, top, right, bottom), fill=tone_over(name, OVER_BRIGHT))
     draw.polygon([(left, top), (left, bottom), (right, top)], fill=tone_over(name, OVER_DARK))

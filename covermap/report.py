@@ -87,6 +87,7 @@ def report(
     shoreline: Path | None = None,
     shoreline_chart: Path | None = None,
     threshold: float | None = None,
+    survey: Path | None = None,
 ) -> None:
     """Step: one HTML page that works from disk and offline.
 
@@ -107,6 +108,7 @@ def report(
     unused : why other scenes of the list were not used, by id.
     registration : ``correct`` where scenes were moved back by their shifts; ``report`` or ``off``.
     shoreline, shoreline_chart, threshold : of ``sweep_shoreline``, with the threshold in use; none: no such part.
+    survey : of ``survey_split``: what training, validation and test hold; none: no such part.
 
     Raises
     ------
@@ -114,7 +116,7 @@ def report(
         A raster, a table or a picture cannot be read.
     """
     classes, doubt, grid, tags = _read_map(map, confidence)
-    figures, training = _read_json(accuracy), _read_json(metrics)
+    figures, training, split = _read_json(accuracy), _read_json(metrics), _read_json(survey)
     checked = [each for path in quality or [] if (each := _read_json(path))]
     reflectance, clear = survey_stacks(stacks, grid, math.ceil(max(grid.shape) / SIDE_PIXELS))
     page = (
@@ -143,6 +145,8 @@ def report(
             clear=clear,
             overruled=_overruled(clear, grid, masks),
             shoreline=_shoreline(shoreline, shoreline_chart, threshold),
+            split=split,
+            leak=split["leaks"].get(area) if split else None,
             tracks=_tracks(
                 read_listing(listing).values(),
                 period,

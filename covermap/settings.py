@@ -25,10 +25,12 @@ from covermap.models.options import OPTIONS
 from covermap.providers import PROVIDERS
 
 NAME, CRS, ADDRESS = r"^[a-z][a-z0-9_]*$", r"^EPSG:\d+$", r"^https?://[^\s?#@]+$"
+LANGUAGE = r"^[a-z]{2}$"
 PATTERNS = {
     ADDRESS: "the address of a service: https:// or http://, a host and a path, and no name, password or question",
     NAME: "a name of small letters, digits and underscores that begins with a letter",
     CRS: "EPSG: and a number, such as EPSG:32721",
+    LANGUAGE: "the two small letters of a language, such as en or pt",
 }
 
 
@@ -389,22 +391,49 @@ URBAN_ATLAS_YEARS = (2006, 2012, 2018, 2021)
 URBAN_ATLAS_LEGEND = "resources/legends/urban_atlas.csv"
 
 
-class Labels(Section):
-    """A map of what the ground was."""
+class Polygons(Section):
+    """How polygons become pixels."""
+
+    layer: str | None = Field(None, description="the layer with the map, where a file has several")
+    where: str | None = Field(
+        None, min_length=1, description="only features of which this is true, in SQL, such as area_ha > 1"
+    )
+    priority: str | None = Field(
+        None,
+        description="which polygon has a pixel that several hold; none: the last in the file; legend: that of the "
+        "class which stands first there; an attribute: that with the greatest number in it",
+    )
+    min_area_m2: float = Field(0, ge=0, description="smaller polygons are left out [m2]")
+    all_touched: bool = Field(
+        False, description="whether a polygon has all pixels that it touches, and not only those whose centre it holds"
+    )
+
+
+POLYGONS = Polygons()
+
+
+class LabelMap(Section):
+    """A map of what the ground was, and how it is read."""
 
     source: Literal["mapbiomas", "raster", "vector", "urban_atlas"] = Field(description="how the file is read")
     path: Literal["auto"] | File = Field(description="the file; auto: the area's part of a map is downloaded")
     collection: Annotated[str, BeforeValidator(_text)] | None = Field(
-        None, description="auto: of MapBiomas, such as 10 or 10m-4, or the address of another map with {year} in it"
+        None,
+        description="auto: of MapBiomas, such as 10 or 10m-4, or the address of another map with {year} in it; a file: "
+        "of MapBiomas or another edition, where codes of the legend depend on it",
     )
     year: int | None = Field(
-        None, ge=1985, le=2100, description="auto: year of the map; urban_atlas: its edition, where a file has several"
+        None,
+        ge=1985,
+        le=2100,
+        description="year of the map; auto needs it; urban_atlas: its edition, where a file has several",
     )
     legend: File = Field(
         description=f"CSV of code, class, name, colour; urban_atlas: {URBAN_ATLAS_LEGEND} where none is named"
     )
     attribute: str | None = Field(None, description="vector: the attribute that holds the code")
-    shoreline: Shoreline | None = Field(None, description="exclude water that comes and goes; none: keep all")
+    other_year: bool = Field(False, description="whether the year may lie outside the period of the area")
+    polygons: Polygons = Field(POLYGONS, description="vector, urban_atlas: how polygons become pixels")
 
     @model_validator(mode="before")
     @classmethod
@@ -426,8 +455,6 @@ class Labels(Section):
         if self.source == "urban_atlas":
             return self._of_urban_atlas()
         if self.path != "auto":
-            if self.collection is not None or self.year is not None:
-                raise ValueError(f"path is {self.path}, a file, which has no collection and year: remove them")
             return self
         if self.source == "vector":
             raise ValueError("path is auto, but source is vector: only maps of pixels are downloaded, so give the file")
@@ -435,6 +462,23 @@ class Labels(Section):
             raise ValueError("path is auto, which needs collection and year: add both, such as 10 and 2022")
         if reason := why_not(self.collection, self.year):
             raise ValueError(reason)
+        return self
+
+    @model_validator(mode="after")
+    def _polygons(self) -> Self:
+        if not self.is_vector and self.polygons != POLYGONS:
+            raise ValueError(f"polygons is set, but source is {self.source}, which has pixels: remove it")
+        if self.source == "urban_atlas" and self.polygons.layer is not None:
+            raise ValueError(
+                f"polygons.layer is {self.polygons.layer}, but source is urban_atlas, which reads the layers of all "
+                "cities: remove it, or set source to vector"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _other_year(self) -> Self:
+        if self.other_year and self.year is None:
+            raise ValueError("other_year is true, but year is not set, so there is none to allow: add it, or remove it")
         return self
 
     def _of_urban_atlas(self) -> Self:
@@ -453,9 +497,144 @@ class Labels(Section):
         return f"code_{self.year}" if self.source == "urban_atlas" and self.year else self.attribute
 
     @property
+    def map(self) -> tuple[Any, ...]:
+        """What tells this map from another one."""
+        return self.path, self.collection, self.year, self.attribute, self.polygons.layer
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether the file has polygons."""
+        return self.source in ("vector", "urban_atlas")
+
+    @property
     def is_ordered(self) -> bool:
         """Whether the file is ordered from the Copernicus Land Monitoring Service, which takes an account."""
         return self.source == "urban_atlas" and self.path == "auto"
+
+
+Percent = Annotated[int, Field(ge=1, le=100)]
+
+
+class Weak(Section):
+    """Which labels are trusted less, when a model learns: maps are compared with all of them."""
+
+    erode_pixels: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="so far from another class there is no label; in pixels of the label map, of the grid for polygons",
+    )
+    stable_with: Annotated[tuple[Annotated[int, Field(ge=1985, le=2100)] | File, ...], Unique] = Field(
+        (),
+        description="mapbiomas, raster: the same map of other years, by file, or by year where path is auto: where one "
+        "has another class there is no label",
+    )
+    agree_with: LabelMap | None = Field(
+        None, description="another map with the same classes: where it has another class there is no label"
+    )
+    ignore: Annotated[tuple[Name, ...], Unique] = Field((), description="classes that are excluded")
+    class_weights: dict[Name, Percent] = Field({}, description="weight of the pixels of a class; others have 100 [%]")
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        if both := [name for name in self.ignore if name in self.class_weights]:
+            raise ValueError(f"class_weights has {both[0]}, which ignore leaves out: remove it from one of the two")
+        if self.agree_with is not None and self.agree_with.is_ordered:
+            raise ValueError("agree_with.path is auto, but Urban Atlas is ordered for labels alone: give the file")
+        return self
+
+
+class Labels(LabelMap):
+    """A map of what the ground was, and which of it a model learns."""
+
+    weak: Weak = Field(Weak(), description="labels that are trusted less; by default all are trusted")
+    shoreline: Shoreline | None = Field(None, description="exclude water that comes and goes; none: keep all")
+
+    @property
+    def is_weak(self) -> bool:
+        """Whether a model learns less than all labels."""
+        return self.weak != Weak()
+
+    @model_validator(mode="after")
+    def _other_maps(self) -> Self:
+        for other in self.weak.stable_with:
+            if isinstance(other, int) != (self.path == "auto"):
+                wanted = "years, since path is auto" if self.path == "auto" else "files, since path is one"
+                raise ValueError(f"weak.stable_with has {other}: expected {wanted}")
+            if isinstance(other, int):
+                self._of_year(other)
+            elif self.is_vector:
+                raise ValueError(
+                    f"weak.stable_with has {other}, but source is {self.source}, where the attribute with the code is "
+                    "named after the year: set weak.agree_with to the map of the other year"
+                )
+            elif other == self.path:
+                raise ValueError(f"weak.stable_with has {other}, which is path itself: name the map of another year")
+        agreeing = self.weak.agree_with
+        if agreeing is not None and agreeing.map == self.map:
+            raise ValueError(f"weak.agree_with.path is {self.path}, which is path itself: name another map")
+        return self
+
+    def _of_year(self, year: int) -> None:
+        """Refuse a map of another year that cannot be downloaded, or is that of ``labels.year``."""
+        if self.source == "urban_atlas":
+            raise ValueError(
+                f"weak.stable_with has {year}, but editions of Urban Atlas are ordered one by one: set weak.agree_with "
+                "to the file of another one"
+            )
+        if year == self.year:
+            raise ValueError(f"weak.stable_with has {year}, which is year itself: name other years")
+        if reason := why_not(str(self.collection), year):
+            raise ValueError(f"weak.stable_with has {year}: {reason}")
+
+
+class Images(Section):
+    """What the images of a set of patches hold."""
+
+    level: Literal["RGB8", "L1C", "L2A"] = Field(
+        "RGB8",
+        description="RGB8: pictures of 8 bits, whose values are no reflectance; else reflectance of 16 bits in steps "
+        "of 0.0001",
+    )
+    bands: Annotated[tuple[Band, ...], Unique] = Field(
+        ("B04", "B03", "B02"), min_length=1, description="those that are packed, in this order"
+    )
+    file_bands: Annotated[tuple[Band, ...], Unique] = Field(
+        (), description="all bands of an image, in its order; none named: those that are packed"
+    )
+    on_broken: Literal["error", "skip"] = Field(
+        "error", description="what happens to images that cannot be decoded; skip: they are left out and counted"
+    )
+
+    @property
+    def places(self) -> list[int]:
+        """Place of each packed band in an image."""
+        return [(self.file_bands or self.bands).index(band) for band in self.bands]
+
+    @model_validator(mode="after")
+    def _bands(self) -> Self:
+        if missing := [band for band in self.bands if self.file_bands and band not in self.file_bands]:
+            raise ValueError(
+                f"bands has {missing[0]}, but file_bands has only {', '.join(self.file_bands)}: remove it, or mend "
+                "file_bands"
+            )
+        return self
+
+
+class SplitLists(Section):
+    """Text files with a name of an image a line, as data sets come with them."""
+
+    train: File
+    validation: File
+    test: File
+
+
+class Patches(Images):
+    """A set of images of one class each: a folder a class, as EuroSAT has it."""
+
+    path: File = Field(description="folder or zip with a folder of images for each class")
+    legend: File = Field(description="CSV of code, class, name, colour; the codes are the folders' names")
+    lists: SplitLists | None = Field(None, description="published splits, for models with the split lists")
 
 
 class Mirrors(Section):
@@ -543,6 +722,9 @@ class Aoi(Section):
     labels: Labels | None = Field(None, description="for training and agreement; none: the area is mapped only")
     reference: Labels | None = Field(None, description="an independent map for evaluation, never used in training")
     model: Name = Field(description="the model of results/maps/{aoi}.tif")
+    language: str = Field(
+        "en", pattern=LANGUAGE, description="of the classes' names in maps and reports, where the legend has it"
+    )
     block_pixels: int = Field(4096, ge=64, le=16384, multiple_of=64, description="side of a unit of work [px]")
     sentinel1: dict[str, Any] = Field({}, description="overrides of the section sentinel1")
     sentinel2: dict[str, Any] = Field({}, description="overrides of the section sentinel2")
@@ -558,17 +740,60 @@ class Aoi(Section):
             raise ValueError("expected a polygon file, or four numbers: west, south, east, north in degrees")
         return value
 
+    @model_validator(mode="after")
+    def _whole_reference(self) -> Self:
+        if self.reference is not None and self.reference.is_weak:
+            raise ValueError("reference.weak is set, but maps are compared with the whole reference: remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_of_the_time(self) -> Self:
+        first, last = self.period.start.year, self.period.end.year
+        agreeing = self.labels.weak.agree_with if self.labels else None
+        maps = {"labels": self.labels, "labels.weak.agree_with": agreeing, "reference": self.reference}
+        for key, labels in maps.items():
+            if labels is None or labels.year is None or labels.other_year or first <= labels.year <= last:
+                continue
+            years = f"{first}" if first == last else f"{first} to {last}"
+            raise ValueError(
+                f"{key}.year is {labels.year}, but the period lies in {years}: take a map of that time, or set "
+                f"{key}.other_year to true"
+            )
+        return self
+
 
 class Tiles(Section):
     """Training samples and the spatial split."""
 
     pixels: int = Field(256, ge=32, le=1024, multiple_of=32, description="side of a tile [px]")
-    stride_pixels: int = Field(256, ge=16, description="distance of neighbouring tiles [px]")
+    stride_pixels: int | None = Field(
+        None,
+        ge=16,
+        description="distance of neighbouring tiles: below pixels they overlap, above it a gap is left; none: pixels "
+        "[px]",
+    )
+    split: Literal["blocks", "stratified", "random", "lists"] = Field(
+        "blocks",
+        description="blocks: cells by their place alone; stratified: cells, so that every split has its share of every "
+        "class; random: tile by tile, as published systems did, which leaks; lists: of patches, as published",
+    )
     cell_pixels: int = Field(1024, ge=32, description="side of a cell of the spatial split [px]")
     buffer_pixels: int = Field(64, ge=0, description="rim of a held-out cell that is left out [px]")
-    validation: float = Field(0.15, gt=0, lt=0.5, description="share of the cells")
-    test: float = Field(0.15, gt=0, lt=0.5, description="share of the cells")
+    validation: float = Field(0.15, gt=0, lt=0.5, description="share of the cells, or of the tiles of a random split")
+    test: float = Field(0.15, gt=0, lt=0.5, description="likewise; with folds, the share of one fold")
+    folds: int | None = Field(
+        None, ge=2, le=20, description="so many models between them test every cell once, each of another fold"
+    )
+    fold: int = Field(0, ge=0, description="the fold that this model is tested on, from 0 on")
+    incomplete: Literal["keep", "drop"] = Field(
+        "keep",
+        description="tiles of which a pixel has no label or was never observed: drop them, or keep them, where such "
+        "pixels have no weight",
+    )
     min_labelled: float = Field(0.5, ge=0, le=1, description="tiles with a smaller share of labelled pixels are left")
+    max_empty: float = Field(
+        100, ge=0, le=100, description="tiles with a greater share of pixels that were never observed are left [%]"
+    )
     max_cloud: float | None = Field(
         None,
         ge=0,
@@ -576,21 +801,75 @@ class Tiles(Section):
         description="tiles of which a greater share of what Sentinel-2 saw was never clear are left; none: 15, but no "
         "limit beside radar, which sees through clouds [%]",
     )
+    balance: Literal["none", "inverse", "inverse_sqrt"] = Field(
+        "none", description="how often training draws tiles of rare classes: as often as others, or by training pixels"
+    )
+
+    @property
+    def spacing_pixels(self) -> int:
+        """Distance of neighbouring tiles."""
+        return self.stride_pixels or self.pixels
+
+    @property
+    def count_gaps(self) -> bool:
+        """Whether it matters where no scene observed anything."""
+        return self.incomplete == "drop" or self.max_empty < 100
+
+    @model_validator(mode="after")
+    def _folds(self) -> Self:
+        if self.folds is None:
+            if self.fold:
+                raise ValueError(f"fold is {self.fold}, but folds is not set: set the number of folds, or remove fold")
+            return self
+        if self.fold >= self.folds:
+            raise ValueError(f"fold is {self.fold}: expected 0 to {self.folds - 1}, since folds is {self.folds}")
+        if self.test not in (Tiles.model_fields["test"].default, 1 / self.folds):
+            raise ValueError(
+                f"test is {self.test}, but folds is {self.folds}, so that a fold has 1/{self.folds} of the cells: "
+                "remove one of the two"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.pixels > self.cell_pixels - 2 * self.buffer_pixels:
+        if self.split != "random" and self.pixels > self.cell_pixels - 2 * self.buffer_pixels:
             raise ValueError(
                 f"pixels is {self.pixels}: a tile of {self.pixels} px does not fit into a held-out cell of "
                 f"{self.cell_pixels} px less a buffer of {self.buffer_pixels} px on each side: enlarge cell_pixels or "
                 "lessen buffer_pixels"
             )
-        if self.validation + self.test >= 0.8:
+        test = 1 / self.folds if self.folds else self.test
+        if self.validation + test >= 0.8:
             raise ValueError(
-                f"test is {self.test} beside validation {self.validation}: expected less than 0.8 together, so that "
+                f"test is {test:g} beside validation {self.validation}: expected less than 0.8 together, so that "
                 "cells are left to learn from"
             )
         return self
+
+
+class Augment(Section):
+    """How training varies its tiles, anew in every step; what is 0 is off."""
+
+    symmetries: bool = Field(True, description="turn and mirror tiles, in all eight ways")
+    reflectance_gain: float = Field(
+        0, ge=0, le=0.5, description="each step of Sentinel-2 is brightened or darkened by up to this share"
+    )
+    reflectance_offset: float = Field(
+        0, ge=0, le=0.1, description="to each step of Sentinel-2 up to this is added or taken from it [reflectance]"
+    )
+    reflectance_noise: float = Field(
+        0, ge=0, le=0.05, description="standard deviation of noise in Sentinel-2 [reflectance]"
+    )
+    backscatter_shift_db: float = Field(
+        0, ge=0, le=6, description="each step of Sentinel-1 is raised or lowered by up to this [dB]"
+    )
+    backscatter_noise_db: float = Field(0, ge=0, le=3, description="standard deviation of noise in Sentinel-1 [dB]")
+    drop_dates: float = Field(
+        0, ge=0, le=0.9, description="share of the steps that a tile is shown without; of each sensor one always stays"
+    )
+    drop_sensors: float = Field(
+        0, ge=0, le=0.9, description="share of the tiles that are shown without one of the two sensors"
+    )
 
 
 class Training(Section):
@@ -603,6 +882,10 @@ class Training(Section):
     class_weights: Literal["none", "inverse_sqrt", "inverse"] = Field("inverse_sqrt", description="by training pixels")
     weight_cap: float = Field(20, ge=1, description="highest ratio of two class weights")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label given to all classes")
+    order: Literal["tiles", "shards"] = Field(
+        "tiles", description="tiles: at random; shards: eight blocks in turn, for stores larger than memory"
+    )
+    augment: Augment = Augment()
     threads: int = Field(2, ge=1, le=64, description="torch threads: results are identical at one number of threads")
 
 
@@ -615,6 +898,13 @@ class Prediction(Section):
     threads: int = Field(1, ge=1, le=64, description="torch threads of one block: results are identical at one number")
 
 
+AUGMENTED = {  # what the settings of Augment change, by how their names begin
+    "reflectance": ("sentinel2",),
+    "backscatter": ("sentinel1",),
+    "drop_sensors": ("sentinel1", "sentinel2"),
+}
+
+
 class Model(Section):
     """A network, what it learns from and how it is applied."""
 
@@ -624,17 +914,34 @@ class Model(Section):
         description="keywords of the network",
         json_schema_extra={"anyOf": [options.model_json_schema() for options in OPTIONS.values()]},
     )
-    train_on: Annotated[tuple[Name, ...], Unique] = Field(min_length=1, description="areas whose labels it learns from")
+    train_on: Annotated[tuple[Name, ...], Unique] = Field(
+        min_length=1, description="areas whose labels it learns from, or one set of patches"
+    )
+    test_on: Annotated[tuple[Name, ...], Unique] = Field(
+        (), description="labelled areas that are held out whole: another place, or the same place at another time"
+    )
     sensors: Annotated[tuple[Input, ...], Field(min_length=1), Unique] = Field(
         ("sentinel1", "sentinel2"), description="inputs; terrain: the layers of the areas' composites"
     )
     indices: Annotated[tuple[Index, ...], Unique] = Field(  # type: ignore[valid-type]
         (), description="further input bands, computed from the others on the device"
     )
-    seed: int = Field(0, ge=0, description="of the split, the weights and the order of tiles")
+    seed: int = Field(0, ge=0, le=2**31, description="of the split, the weights and the order of tiles")
     tiles: Tiles = Tiles()
     training: Training = Training()
     prediction: Prediction = Prediction()
+
+    @model_validator(mode="after")
+    def _suits_the_sensors(self) -> Self:
+        for name, value in self.training.augment:
+            needed = next((sensors for prefix, sensors in AUGMENTED.items() if name.startswith(prefix)), ())
+            missing = [sensor for sensor in needed if sensor not in self.sensors]
+            if value and missing:
+                raise ValueError(
+                    f"training.augment.{name} is {value}, but sensors are {', '.join(self.sensors)}: set it to 0, or "
+                    f"add {missing[0]}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _suits_the_network(self) -> Self:

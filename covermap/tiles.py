@@ -1,4 +1,4 @@
-"""Training tiles: where they lie, which split they belong to, and the store that training reads.
+"""Training tiles: where they lie, what their labels are, which split they belong to, and how often they are drawn.
 
 A tile is a square of a block. Its split is that of the cell it lies in; cells are squares of the CRS's own lattice, so
 a tile keeps its split when an area grows.
@@ -6,80 +6,141 @@ a tile keeps its split when an area grows.
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-from collections.abc import Iterable, Iterator
-from itertools import repeat
+from collections.abc import Callable, Sequence
+from itertools import pairwise, repeat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
-from covermap.errors import CoverageError, ProductError
+from covermap.errors import CoverageError
 from covermap.files import whole
-from covermap.grid import Grid, false_origin
-from covermap.inputs import DAY, NODATA, Meaning, is_filled, meaning_of, must_mean, observed
+from covermap.grid import Grid
+from covermap.inputs import KEYS, SATELLITES, observed
 from covermap.legend import EXCLUDED, NO_LABEL
 from covermap.raster import read_window
 from covermap.settings import Tiles
+from covermap.splits import (
+    SPLITS,
+    TEST,
+    TRAIN,
+    Cell,
+    boxes,
+    cautions,
+    cells_of,
+    drawing_weights,
+    risky_pairs,
+    shuffled,
+    split_of_cell,
+    stratified_cells,
+    too_near,
+)
 from covermap.stack import ROWS, read_stack
+
+if TYPE_CHECKING:
+    import geopandas
 
 log = logging.getLogger(__name__)
 
-BUFFER, TRAIN, VALIDATION, TEST = range(4)
 MAX_CLOUD = 15  # per cent of a tile, where nothing else is set
-SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+CACHED_ROWS = 16  # of a block: what is computed of them stays in the processor's cache
+NAMES = {number: name for name, number in SPLITS.items()}
 
-# Steps of Roberts' R2 sequence (the plane's golden ratio): its points are spread more evenly than random ones.
-R2_EAST, R2_NORTH = 0.7548776662466927, 0.5698402909980532
-
-
-def _cells(grid: Grid, pixels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Lattice index of the cell of every column and row, and the pixel's place within it."""
-    east0, north0 = false_origin(grid.crs)
-    columns = round((grid.left - east0) / grid.pixel_m) + np.arange(grid.width)
-    rows = round((grid.top - north0) / grid.pixel_m) - 1 - np.arange(grid.height)
-    return columns // pixels, rows // pixels, columns % pixels, rows % pixels
+SplitOf = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of cells (x, y) of a lattice
 
 
-def _split_of_cell(x: np.ndarray, y: np.ndarray, settings: Tiles, seed: int) -> np.ndarray:
-    """Split of cells (x, y), a pure function of their place.
+# --- where tiles lie -------------------------------------------------------------------------------------------------
 
-    ASSUME: cells are held out evenly over the plane instead of at random, so that a small area has all splits and no
-    region goes unseen; the seed moves the pattern.
+
+def tile_places(block: Grid, settings: Tiles, split_of: SplitOf) -> np.ndarray:
+    """Row, column and split of the tiles of a block: int (n, 3).
+
+    Tiles stand every stride from the corner of each cell, or of its core where it is held out, cell by cell in rows
+    then columns. Those of a random split stand every stride from the corner of the block, and have no split yet.
     """
-    place = (x * R2_EAST + y * R2_NORTH + seed * (math.sqrt(5) - 1) / 2) % 1
-    held_out = np.where(place < settings.test, TEST, VALIDATION)
-    return np.where(place < settings.test + settings.validation, held_out, TRAIN).astype(np.uint8)
+    if settings.split == "random":
+        offsets = np.arange(0, max(block.shape) - settings.pixels + 1, settings.spacing_pixels)
+        return _inside(block, settings, offsets, offsets, TRAIN)
+    x, y, inner_x, inner_y = cells_of(block, settings.cell_pixels)
+    tops = np.arange(-int(settings.cell_pixels - 1 - inner_y[0]), block.height, settings.cell_pixels)
+    lefts = np.arange(-int(inner_x[0]), block.width, settings.cell_pixels)
+    splits = split_of(x[np.maximum(lefts, 0)][None, :], y[np.maximum(tops, 0)][:, None])
+    places = [np.empty((0, 3), np.int64)]
+    for (i, j), split in np.ndenumerate(splits):
+        rim = 0 if split == TRAIN else settings.buffer_pixels
+        offsets = np.arange(rim, settings.cell_pixels - rim - settings.pixels + 1, settings.spacing_pixels)
+        places.append(_inside(block, settings, tops[i] + offsets, lefts[j] + offsets, split))
+    return np.concatenate(places)
 
 
-def split_of(grid: Grid, settings: Tiles, seed: int) -> np.ndarray:
-    """Split of every pixel of ``grid``: uint8 (y, x), BUFFER, TRAIN, VALIDATION or TEST.
+def _inside(block: Grid, settings: Tiles, rows: np.ndarray, columns: np.ndarray, split: int) -> np.ndarray:
+    """Tiles at all ``rows`` and ``columns`` that lie within a block, with their split."""
+    rows = rows[(rows >= 0) & (rows <= block.height - settings.pixels)]
+    columns = columns[(columns >= 0) & (columns <= block.width - settings.pixels)]
+    row, column = np.meshgrid(rows, columns, indexing="ij")
+    return np.stack([row.ravel(), column.ravel(), np.full(row.size, split)], 1)
 
-    The buffer is taken from the rims of held-out cells: training keeps all its pixels, and no held-out pixel lies
-    nearer than ``buffer_pixels`` to another split.
+
+# --- what is in them -------------------------------------------------------------------------------------------------
+
+
+def count_classes(label: np.ndarray, rows: np.ndarray, columns: np.ndarray, classes: int) -> np.ndarray:
+    """Pixels of each class between the lines of a lattice: int64 (rows - 1, columns - 1, K + 2).
+
+    Parameters
+    ----------
+    label : uint8 (y, x), class ids.
+    rows, columns : first row and column of each piece, ascending, and the end of the last.
+    classes : K; the first layer counts what has no label, the last what is excluded.
     """
-    x, y, inner_x, inner_y = _cells(grid, settings.cell_pixels)
-    split = _split_of_cell(x[None, :], y[:, None], settings, seed)
-    low, high = settings.buffer_pixels, settings.cell_pixels - settings.buffer_pixels
-    core = ((inner_x >= low) & (inner_x < high))[None, :] & ((inner_y >= low) & (inner_y < high))[:, None]
-    return np.where(core | (split == TRAIN), split, BUFFER).astype(np.uint8)
+    layers = classes + 2
+    layer = np.zeros(256, np.int64)
+    layer[: classes + 1], layer[EXCLUDED] = np.arange(classes + 1), classes + 1
+    pieces = np.repeat(np.arange(len(columns) - 1) * layers, np.diff(columns))
+    counts = np.zeros((len(rows) - 1, len(columns) - 1, layers), np.int64)
+    for i, (top, bottom) in enumerate(pairwise(rows.tolist())):
+        for row in range(top, bottom, CACHED_ROWS):
+            codes = layer[label[row : min(row + CACHED_ROWS, bottom), columns[0] : columns[-1]]] + pieces
+            counts[i] += np.bincount(codes.ravel(), minlength=counts[i].size).reshape(counts[i].shape)
+    return counts
 
 
-def cell_names(grid: Grid, settings: Tiles) -> np.ndarray:
-    """Number of the split cell of every pixel of ``grid``: int64 (y, x), the same for one cell everywhere."""
-    x, y, _, _ = _cells(grid, settings.cell_pixels)
-    return (y[:, None] + 2**15) * 2**16 + (x[None, :] + 2**15)
+def _sum_pieces(layers: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Sums of layers (L, y, x) between the lines of a lattice: int64 (rows - 1, columns - 1, L)."""
+    part = layers[:, rows[0] : rows[-1], columns[0] : columns[-1]]
+    sums = np.add.reduceat(part, rows[:-1] - rows[0], axis=1, dtype=np.int64)
+    return np.add.reduceat(sums, columns[:-1] - columns[0], axis=2).transpose(1, 2, 0)
+
+
+class _Pieces:
+    """The lattice of all lines that tiles start or end at, by which sums over tiles take four look-ups each."""
+
+    def __init__(self, places: np.ndarray, pixels: int) -> None:
+        self.rows, self.columns = (np.unique([places[:, axis], places[:, axis] + pixels]) for axis in (0, 1))
+        self.tops, self.bottoms = (np.searchsorted(self.rows, places[:, 0] + end) for end in (0, pixels))
+        self.lefts, self.rights = (np.searchsorted(self.columns, places[:, 1] + end) for end in (0, pixels))
+
+    def over_tiles(self, sums: np.ndarray) -> np.ndarray:
+        """Sums over each tile (n, L) from those over the pieces (rows - 1, columns - 1, L)."""
+        table = np.zeros((sums.shape[0] + 1, sums.shape[1] + 1, sums.shape[2]), np.int64)
+        table[1:, 1:] = sums.cumsum(0).cumsum(1)
+        ends = table[self.bottoms, self.rights] - table[self.tops, self.rights]
+        return ends - table[self.bottoms, self.lefts] + table[self.tops, self.lefts]
 
 
 def tile_table(
-    label: np.ndarray, block: Grid, settings: Tiles, seed: int, classes: int, clouds: np.ndarray | None = None
+    label: np.ndarray,
+    block: Grid,
+    settings: Tiles,
+    seed: int,
+    classes: int,
+    clouds: np.ndarray | None = None,
+    empty: np.ndarray | None = None,
+    split_of: SplitOf | None = None,
 ) -> pd.DataFrame:
-    """Tiles of a block, in rows then columns.
+    """All tiles of a block with at least one labelled pixel, cell by cell in rows then columns.
 
     Parameters
     ----------
@@ -89,41 +150,40 @@ def tile_table(
     classes : number of classes K.
     clouds : int (2, y, x), steps in which Sentinel-2 saw each pixel, but never clear, and in which it saw it at all;
         none: a model without it.
+    empty : bool (y, x), where nothing was ever observed; none: not counted.
+    split_of : splits of cells; none: those of ``blocks``.
 
     Returns
     -------
     One row a tile: row, column (first pixel within the block), split, easting_m, northing_m (upper left corner),
-    labelled (share), cloudy (share of what was seen, over pixels and steps), class_1 ... class_K (pixels).
+    labelled (share), cloudy (share of what was seen, over pixels and steps), empty (share; NaN where not counted),
+    unlabelled (pixels without a label that are not excluded on purpose), class_1 ... class_K (pixels).
     """
-    rows = []
-    for row, column, split in _tile_places(block, settings, seed):
-        place = np.s_[row : row + settings.pixels, column : column + settings.pixels]
-        pixels = label[place]
-        counts = np.bincount(pixels.ravel(), minlength=256)
-        labelled = 1 - (counts[NO_LABEL] + counts[EXCLUDED]) / settings.pixels**2
-        if labelled > 0 and labelled >= settings.min_labelled:
-            corner = block.window(row, column, 1, 1)
-            hidden, seen = (0, 0) if clouds is None else clouds[:, *place].sum((1, 2), dtype=np.int64)
-            shares = labelled, hidden / max(seen, 1)
-            rows.append((row, column, split, corner.left, corner.top, *shares, *counts[1 : classes + 1]))
-    names = ["row", "column", "split", "easting_m", "northing_m", "labelled", "cloudy"]
-    table = pd.DataFrame(rows, columns=names + [f"class_{i}" for i in range(1, classes + 1)])
-    table["split"] = table["split"].map({number: name for name, number in SPLITS.items()})
-    return table
+    places = tile_places(block, settings, split_of or (lambda x, y: split_of_cell(x, y, settings, seed)))
+    pieces = _Pieces(places, settings.pixels)
 
+    def summed(layers: np.ndarray) -> np.ndarray:
+        return pieces.over_tiles(_sum_pieces(layers, pieces.rows, pieces.columns)).T
 
-def _tile_places(block: Grid, settings: Tiles, seed: int) -> Iterator[tuple[int, int, int]]:
-    """Row, column and split of the tiles of a block: every stride from the corner of each cell, or of its core."""
-    x, y, inner_x, inner_y = _cells(block, settings.cell_pixels)
-    for top in range(-int(settings.cell_pixels - 1 - inner_y[0]), block.height, settings.cell_pixels):
-        for left in range(-int(inner_x[0]), block.width, settings.cell_pixels):
-            split = int(_split_of_cell(x[max(left, 0)], y[max(top, 0)], settings, seed))
-            rim = 0 if split == TRAIN else settings.buffer_pixels
-            offsets = range(rim, settings.cell_pixels - rim - settings.pixels + 1, settings.stride_pixels)
-            for row, column in ((top + down, left + along) for down in offsets for along in offsets):
-                inside = 0 <= row <= block.height - settings.pixels and 0 <= column <= block.width - settings.pixels
-                if inside:
-                    yield row, column, split
+    nothing = np.zeros((len(places), classes + 2), np.int64)
+    counts = pieces.over_tiles(count_classes(label, pieces.rows, pieces.columns, classes)) if len(places) else nothing
+    hidden, seen = summed(clouds) if clouds is not None and len(places) else (nothing[:, 0], nothing[:, 0])
+    gaps = summed(empty[None])[0] if empty is not None and len(places) else np.full(len(places), np.nan)
+    table = pd.DataFrame(
+        {
+            "row": places[:, 0],
+            "column": places[:, 1],
+            "split": pd.Series([NAMES[split] for split in places[:, 2].tolist()], dtype=str),
+            "easting_m": block.left + places[:, 1] * block.pixel_m,
+            "northing_m": block.top - places[:, 0] * block.pixel_m,
+            "labelled": 1 - (counts[:, 0] + counts[:, -1]) / settings.pixels**2,
+            "cloudy": hidden / np.maximum(seen, 1),
+            "empty": gaps / settings.pixels**2,
+            "unlabelled": counts[:, 0],
+            **{f"class_{i}": counts[:, i] for i in range(1, classes + 1)},
+        }
+    )
+    return table[table.labelled > 0]
 
 
 def _clouds(stack: Path, block: Grid) -> np.ndarray:
@@ -137,19 +197,40 @@ def _clouds(stack: Path, block: Grid) -> np.ndarray:
     return counts
 
 
+def _gaps(stack: Path, block: Grid, sensors: Sequence[str]) -> np.ndarray:
+    """Where none of the sensors has any value in the stack of a block: bool (y, x)."""
+    empty = np.empty(block.shape, bool)
+    keys = [key for key in map(KEYS.get, sensors) if key in SATELLITES]
+    for row in range(0, block.height, ROWS):
+        rows = slice(row, min(row + ROWS, block.height))
+        empty[rows] = ~observed(read_stack(stack, rows, slice(0, block.width), names=keys))
+    return empty
+
+
+# --- the index -------------------------------------------------------------------------------------------------------
+
+
 def index_tiles(
     labels: list[Path],
     index: Path,
     blocks: list[tuple[str, str, Grid]],
     tiles: Tiles,
     seed: int,
-    classes: int,
+    classes: list[str],
     stacks: list[Path] | None = None,
+    sensors: tuple[str, ...] = ("sentinel2",),
+    clouds: bool = True,
+    test_on: dict[str, list[str]] | None = None,
+    margin_pixels: int = 0,
 ) -> None:
-    """Table of all tiles of a model: aoi, block, row, column, split, place and class counts, as GeoParquet.
+    """Step: table of all tiles of a model, as GeoParquet.
+
+    Columns: aoi, block, row, column, split, easting_m, northing_m, labelled, cloudy, empty, class_1 ... class_K (see
+    `tile_table`), sampling (how often training draws the tile, 1 on average) and the outline in lon/lat.
 
     Tiles of which more than ``tiles.max_cloud`` (none: 15 %) of what Sentinel-2 saw, over pixels and steps, was never
-    clear are left out and counted in the log. What no scene reached is no cloud.
+    clear are left out, as are those with too few labels or observations, and held-out ones too near to another
+    split; all are counted in the log. What no scene reached is no cloud.
 
     Parameters
     ----------
@@ -157,131 +238,192 @@ def index_tiles(
     index : the table.
     blocks : name of the area, name and grid of each block, in the order of ``labels``.
     tiles, seed : of the split.
-    classes : number of classes.
-    stacks : stacks of the blocks, in their order; none for a model that clouds do not matter to.
+    classes : keys of the classes, in the order of their ids.
+    stacks : stacks of the blocks, in their order; none where neither clouds nor gaps matter.
+    sensors : of the model: where these observed nothing, a tile is empty.
+    clouds : whether clouds in the stacks matter.
+    test_on : areas held out whole, each with those that it shares a time with, of which it must keep away.
+    margin_pixels : how far from a pixel the network looks.
 
     Raises
     ------
     CoverageError
-        The labels of an area have no labelled pixel, or a split has no tile.
+        The labels of an area have no labelled pixel, or a split or an area of ``test_on`` has no tile.
     """
     import geopandas
-    from shapely.geometry import box
 
+    whole_areas = test_on or {}
+    splits = _splits_by_area(labels, blocks, tiles, seed, len(classes), whole_areas)
     tables, labelled = [], dict.fromkeys(aoi for aoi, _, _ in blocks)
     for path, stack, (aoi, name, grid) in zip(labels, stacks or repeat(None, len(labels)), blocks, strict=True):
-        label = read_window(path, grid, fill=NO_LABEL, indexes=[1])[0]
+        label = _read_label(path, grid)
         labelled[aoi] = labelled[aoi] or bool(((label != NO_LABEL) & (label != EXCLUDED)).any())
-        table = tile_table(label, grid, tiles, seed, classes, _clouds(stack, grid) if stack else None)
+        settings = tiles.model_copy(update={"buffer_pixels": 0}) if aoi in whole_areas else tiles
+        hidden = _clouds(stack, grid) if stack and clouds else None
+        empty = _gaps(stack, grid, sensors) if stack and tiles.count_gaps else None
+        table = tile_table(label, grid, settings, seed, len(classes), hidden, empty, splits[aoi])
         table.insert(0, "aoi", aoi)
         table.insert(1, "block", name)
-        side = tiles.pixels * grid.pixel_m
-        outlines = [box(e, n - side, e + side, n) for e, n in zip(table.easting_m, table.northing_m, strict=True)]
-        tables.append(geopandas.GeoDataFrame(table, geometry=outlines, crs=grid.crs).to_crs("EPSG:4326"))
+        tables.append(table)
     if bare := [aoi for aoi, any_label in labelled.items() if not any_label]:
         raise CoverageError(
             f"the labels of area {bare[0]} have no labelled pixel in it: check that aois.{bare[0]}.labels.path covers "
             "the area and that labels.legend has a class for the codes of the file"
         )
-    frame = pd.concat(tables, ignore_index=True)
-    limit = MAX_CLOUD if tiles.max_cloud is None else tiles.max_cloud
-    cloudy = frame.cloudy > limit / 100
-    log.info("%d of %d tiles left out: more than %g %% never clear", cloudy.sum(), len(frame), limit)
-    frame = frame[~cloudy].reset_index(drop=True)
+    crs = {aoi: grid.crs for aoi, _, grid in blocks}
+    side_m = tiles.pixels * blocks[0][2].pixel_m
+    frame, cloudy = suitable(pd.concat(tables, ignore_index=True), tiles)
+    if tiles.split == "random":
+        drawn = ~frame.aoi.isin(whole_areas)
+        frame["split"] = "test"
+        frame.loc[drawn, "split"] = [NAMES[split] for split in shuffled(drawn.sum(), tiles, seed)]
+    pairs = risky_pairs(crs, whole_areas, lattice=tiles.split != "random")
+    near = too_near(frame, pairs, crs, side_m, tiles.buffer_pixels * blocks[0][2].pixel_m)
+    _tell(near, f"within {tiles.buffer_pixels} px of a tile of another area and split")
+    frame = frame[~near].reset_index(drop=True)
+    for caution in cautions(tiles, margin_pixels):
+        log.warning("%s", caution)
+    _check_splits(frame, tiles, classes, cloudy, int(near.sum()))
+    if bare := [aoi for aoi in whole_areas if aoi not in {*frame.aoi}]:
+        raise CoverageError(
+            f"area {bare[0]} of test_on has no tile of {tiles.pixels} px that is kept, so nothing can be tested there: "
+            "the log tells why its tiles were left out; lessen tiles.buffer_pixels, min_labelled or pixels, raise "
+            "tiles.max_cloud, or choose an area or a time that the model does not learn from"
+        )
+    frame["sampling"] = _sampling(frame, tiles)
+    with whole(index) as part:
+        geopandas.GeoDataFrame(frame, geometry=_outlines(frame, crs, side_m)).to_parquet(part)
+
+
+def _read_label(path: Path, grid: Grid) -> np.ndarray:
+    label: np.ndarray = read_window(path, grid, fill=NO_LABEL, indexes=[1])[0]
+    return label
+
+
+def _splits_by_area(
+    labels: Sequence[Path],
+    blocks: Sequence[tuple[str, str, Grid]],
+    tiles: Tiles,
+    seed: int,
+    classes: int,
+    whole_areas: dict[str, list[str]],
+) -> dict[str, SplitOf | None]:
+    """How each area's cells are split; None: by their place alone."""
+
+    def held_out_whole(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.full(np.broadcast_shapes(x.shape, y.shape), TEST, np.uint8)
+
+    splits: dict[str, SplitOf | None] = dict.fromkeys((aoi for aoi, _, _ in blocks), None)
+    splits |= dict.fromkeys(whole_areas, held_out_whole)
+    if tiles.split == "stratified":
+        taught = [(path, grid) for path, (aoi, _, grid) in zip(labels, blocks, strict=True) if aoi not in whole_areas]
+        cells = stratified_cells(_pixels_by_cell(taught, tiles, classes), tiles, seed)
+        for aoi, _, grid in blocks:
+            splits[aoi] = splits[aoi] or _by_name(cells, grid.crs)
+    return splits
+
+
+def _by_name(cells: dict[Cell, int], crs: str) -> SplitOf:
+    """Splits out of a table of cells."""
+
+    def split_of(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.array([[cells[crs, column, row] for column in x.ravel().tolist()] for row in y.ravel().tolist()])
+
+    return split_of
+
+
+def _pixels_by_cell(parts: Sequence[tuple[Path, Grid]], tiles: Tiles, classes: int) -> dict[Cell, np.ndarray]:
+    """Pixels of each class (K,) in every cell; areas of one ground count together, so that a cell has one split."""
+    pixels: dict[Cell, np.ndarray] = {}
+    side = tiles.cell_pixels
+    for path, grid in parts:
+        x, y, _, _ = cells_of(grid, side)
+        tops, lefts = np.arange(0, grid.height, side), np.arange(0, grid.width, side)
+        lines = np.append(tops, grid.height), np.append(lefts, grid.width)
+        counts = count_classes(_read_label(path, grid), *lines, classes)
+        for (i, j), _ in np.ndenumerate(counts[:, :, 0]):
+            cell = grid.crs, int(x[lefts[j]]), int(y[tops[i]])
+            pixels[cell] = pixels.get(cell, 0) + counts[i, j, 1:-1]
+    return pixels
+
+
+def suitable(frame: pd.DataFrame, tiles: Tiles) -> tuple[pd.DataFrame, int]:
+    """The tiles that have labels and observations enough, and how many others were cloudy; all are told in the log.
+
+    ASSUME: a tile is complete where every pixel has a label, be it one that is excluded on purpose, and an
+    observation, as Sefrin et al. 2021 (doi:10.3390/rs13010078) took their tiles.
+
+    Parameters
+    ----------
+    frame : of `tile_table`.
+    tiles : settings that say how much is enough.
+    """
+    few = frame.labelled < tiles.min_labelled
+    incomplete = (frame.unlabelled > 0) | (frame["empty"] > 0)
+    whys = {
+        f"labelled on less than {100 * tiles.min_labelled:g} %": few,
+        "incomplete": ~few & incomplete & (tiles.incomplete == "drop"),
+        f"more than {tiles.max_empty:g} % never observed": frame["empty"] > tiles.max_empty / 100,
+    }
+    left = np.zeros(len(frame), bool)
+    for why, those in whys.items():
+        _tell(those.to_numpy(), why)
+        left |= those.to_numpy()
+    frame = frame[~left]
+    cloudy = frame.cloudy > _max_cloud(tiles) / 100
+    log.info("%d of %d tiles left out: more than %g %% never clear", cloudy.sum(), len(frame), _max_cloud(tiles))
+    return frame[~cloudy].drop(columns="unlabelled").reset_index(drop=True), int(cloudy.sum())
+
+
+def _max_cloud(tiles: Tiles) -> float:
+    return MAX_CLOUD if tiles.max_cloud is None else tiles.max_cloud
+
+
+def _tell(those: np.ndarray, why: str) -> None:
+    if those.any():
+        log.info("%d of %d tiles left out: %s", those.sum(), len(those), why)
+
+
+def _check_splits(frame: pd.DataFrame, tiles: Tiles, classes: Sequence[str], cloudy: int, near: int) -> None:
+    """Refuse a split without tiles; warn of classes that it lacks."""
     for split in SPLITS:
-        chosen = frame[frame.split == split]
+        chosen = frame[frame["split"] == split]
         log.info("%s: %d tiles", split, len(chosen))
         if chosen.empty:
+            places = "at random" if tiles.split == "random" else f"on cells of {tiles.cell_pixels} px"
             raise CoverageError(
-                f"no {split} tile of {tiles.pixels} px: {len(frame)} tiles in all on cells of {tiles.cell_pixels} px, "
-                f"besides {cloudy.sum()} of which more than {limit:g} % was never clear; lessen "
-                "tiles.cell_pixels, buffer_pixels or min_labelled, raise tiles.max_cloud, or enlarge the area"
+                f"no {split} tile of {tiles.pixels} px: {len(frame)} tiles in all {places}, "
+                f"besides {cloudy} of which more than {_max_cloud(tiles):g} % was never clear and {near} too near to "
+                "tiles of another area; lessen "
+                f"tiles.cell_pixels, buffer_pixels{', folds' if tiles.folds else ''} or min_labelled, raise "
+                "tiles.max_cloud, or enlarge the area"
             )
-    with whole(index) as part:
-        frame.to_parquet(part)
+    pixels = frame.groupby("split")[_class_columns(frame)].sum()
+    for split, effect in (("train", "no map will show them"), ("test", "nothing is known of how well they are found")):
+        lacking = (pixels.loc[split] == 0) & ((pixels > 0).any() | (split == "train"))
+        if absent := [key for key, lacks in zip(classes, lacking, strict=True) if lacks]:
+            log.warning("%s tiles have no pixel of %s: %s", split, ", ".join(absent), effect)
 
 
-def pack_tiles(index: Path, stack: Path, labels: Path, packed: Path, aoi: str, name: str, tiles: Tiles) -> None:
-    """Contiguous integers of a block's tiles, in the order of the index: s1, s2, terrain, label and weight.
-
-    The file is safetensors: a header and raw arrays (tile, ..., y, x), of which training reads one tile at a time.
-    A pixel without any observation gets weight 0, and so does one in radar layover or shadow. Where gaps of s2 were
-    filled, its days come with it. The header says what the axes of the inputs mean.
-    """
-    table = pd.read_parquet(index, columns=["aoi", "block", "row", "column"])
-    table = table[(table.aoi == aoi) & (table.block == name)]
-    parts: dict[str, list[np.ndarray]] = {}
-    meaning = meaning_of(stack)
-    keys = [*NODATA, *([DAY] if is_filled(meaning) else [])]
-    for row, column in zip(table.row, table.column, strict=True):
-        place = slice(row, row + tiles.pixels), slice(column, column + tiles.pixels)
-        tile = _cut(stack, labels, *place, keys)
-        for key, values in tile.items():
-            parts.setdefault(key, []).append(values)
-    log.info("%d tiles of block %s", len(table), name)
-    with whole(packed) as part:
-        header = {"meaning": json.dumps(meaning)}
-        save_file({key: np.stack(values) for key, values in parts.items()}, part, header)
+def _class_columns(frame: pd.DataFrame) -> list[str]:
+    return [name for name in frame.columns if name.startswith("class_")]
 
 
-def _cut(stack: Path, labels: Path, rows: slice, columns: slice, keys: list[str]) -> dict[str, np.ndarray]:
-    import rasterio
-    from rasterio.windows import Window
-
-    tile = read_stack(stack, rows, columns, (*keys, "distorted"))
-    with rasterio.open(labels) as raster:
-        label, weight = raster.read(window=Window.from_slices(rows, columns))
-    inputs = {key: tile[key] for key in keys if key in tile}
-    trusted = observed(inputs) & (tile.get("distorted", 0) == 0)
-    return {**inputs, "label": label, "weight": np.where(trusted, weight, 0).astype(np.uint8)}
+def _sampling(frame: pd.DataFrame, tiles: Tiles) -> np.ndarray:
+    """How often each tile is drawn in training; those that are never drawn have 1 too."""
+    weights = np.ones(len(frame), np.float32)
+    taught = (frame["split"] == "train").to_numpy()
+    weights[taught] = drawing_weights(frame.loc[taught, _class_columns(frame)].to_numpy(), tiles.balance)
+    return weights
 
 
-class TileStore:
-    """Tiles of one split of a packed store, each read by itself; files are opened by the process that reads them."""
+def _outlines(frame: pd.DataFrame, crs: dict[str, str], side_m: float) -> geopandas.GeoSeries:
+    """Tiles as polygons in lon/lat."""
+    import geopandas
 
-    def __init__(self, packed: dict[tuple[str, str], Path], index: Path, split: str) -> None:
-        table = pd.read_parquet(index).drop(columns="geometry")
-        table["position"] = table.groupby(["aoi", "block"]).cumcount()
-        self.table = table[table.split == split].reset_index(drop=True)
-        self.packed = packed
-        self._open: dict[Path, Any] = {}
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
-        """s1 int16 (T, P, H, W), s2 uint16 (D, B, H, W), terrain int16 (1, L, H, W), day int16 (D, H, W), label uint8
-        (H, W), weight uint8 (H, W) in per cent; of the inputs those that were packed."""
-        tile = self.table.iloc[number]
-        file = self._file(self.packed[tile.aoi, tile.block])
-        return {key: file.get_slice(key)[tile.position] for key in file.keys()}  # noqa: SIM118 (no iterator)
-
-    def meaning(self, keys: Iterable[str]) -> Meaning:
-        """What the axes of the inputs ``keys`` mean, in all stores alike; ModelError where two stores differ."""
-        meanings = {path: _meaning_in(self._file(path), path) for path in self.packed.values()}
-        first, expected = next(iter(meanings.items()))
-        expected = {key: expected.get(key, {}) for key in keys}
-        for path, found in meanings.items():
-            must_mean(expected, found, path, f"{first} has")
-        return expected
-
-    def _file(self, path: Path) -> Any:
-        if path not in self._open:
-            try:
-                self._open[path] = safe_open(path, "numpy")
-            except Exception as error:
-                raise ProductError(f"tile store {path} is broken ({error}): remove it and run again") from error
-        return self._open[path]
-
-    def batch(self, numbers: Iterator[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """Tiles stacked on a new first axis."""
-        tiles = [self[int(number)] for number in numbers]
-        return {key: np.stack([tile[key] for tile in tiles]) for key in tiles[0]}
-
-
-def _meaning_in(file: Any, path: Path) -> Meaning:
-    try:
-        meaning: Meaning = json.loads(file.metadata()["meaning"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ProductError(f"tile store {path} does not say what its inputs mean: remove it and run again") from error
-    return meaning
+    outlines = np.empty(len(frame), object)
+    for aoi, numbers in frame.groupby("aoi").indices.items():
+        tiles = frame.iloc[numbers]
+        squares = boxes(tiles.easting_m.to_numpy(), tiles.northing_m.to_numpy(), side_m)
+        outlines[numbers] = geopandas.GeoSeries(squares, crs=crs[str(aoi)]).to_crs("EPSG:4326").array
+    return geopandas.GeoSeries(outlines, frame.index, "EPSG:4326")

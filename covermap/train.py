@@ -14,9 +14,9 @@ import logging
 import math
 import os
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
+from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,19 +26,23 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from covermap.accuracy import scores
+from covermap.augment import generator, symmetry, vary
 from covermap.errors import CoverageError, ModelError
 from covermap.files import unfinished, whole
-from covermap.inputs import KEYS, Meaning, index_pairs
+from covermap.inputs import KEYS, SATELLITES, Meaning, index_pairs
 from covermap.legend import EXCLUDED, NO_LABEL
+from covermap.loader import Buffers, batches, buffers_for, draw, load, timed
 from covermap.losses import class_weights, weighted_cross_entropy
 from covermap.models import MODELS
 from covermap.models.normalise import Normalised, channel_statistics, with_indices
 from covermap.settings import Model, Training
-from covermap.tiles import TileStore
+from covermap.store import TileStore
 
 log = logging.getLogger(__name__)
 
-LOG_COLUMNS = ("epoch", "train_loss", "val_loss", "val_overall", "val_macro_f1", "learning_rate", "seconds")
+LOG_COLUMNS = ("epoch", "train_loss", "val_loss", "val_overall", "val_macro_f1", "learning_rate", "seconds", "waiting")
+
+Metrics = dict[str, Any]
 
 
 def train(
@@ -67,17 +71,19 @@ def train(
         No labelled training pixel.
     ModelError
         An option that the network does not have, an index without its bands, tiles whose inputs mean different things,
-        or a loss that is not finite.
+        dates to drop where there is one alone, or a loss that is not finite.
     """
     recipe = model.training
     device = use_device(recipe.threads)
     stores = dict(zip([(aoi, block) for aoi, block in blocks], packed, strict=True))
-    training, validation = (TileStore(stores, index, split) for split in ("train", "validation"))
+    inputs = [KEYS[sensor] for sensor in model.sensors]
+    training, validation = (TileStore(stores, index, split, inputs) for split in ("train", "validation"))
     pixels = labelled_pixels(training, len(classes))
     torch.manual_seed(model.seed)
-    meaning = training.meaning(KEYS[sensor] for sensor in model.sensors)
+    meaning = training.meaning(inputs)
     net = build(model, input_shapes(training[0], model), len(classes), meaning).to(device)
     class_weight = prepare(net, training, pixels, recipe).to(device)
+    buffers = buffers_for(training, recipe.batch, device)
     optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     rows: list[dict[str, float]] = []
     settings = {"model": model.model_dump(mode="json"), "classes": classes, "data": digest([index, *packed])}
@@ -88,9 +94,9 @@ def train(
             log.info("resumed after epoch %d", len(rows))
         epochs = range(len(rows), recipe.epochs)
         for epoch in tqdm(epochs, "train", initial=len(rows), total=recipe.epochs, disable=not sys.stderr.isatty()):
-            start = time.perf_counter()
-            loss = run_epoch(net, optimiser, training, class_weight, recipe, model.seed, epoch, device)
-            confusion, val_loss = validate(net, validation, class_weight, recipe, len(classes), device)
+            start = perf_counter()
+            loss, waiting = run_epoch(net, optimiser, training, class_weight, recipe, model.seed, epoch, buffers)
+            confusion, val_loss = validate(net, validation, class_weight, recipe, len(classes), buffers)
             scored = scores(confusion)
             rows.append(
                 dict(
@@ -103,7 +109,8 @@ def train(
                             scored["overall"] or 0.0,
                             scored["macro_f1"] or 0.0,
                             optimiser.param_groups[0]["lr"],
-                            time.perf_counter() - start,
+                            perf_counter() - start,
+                            waiting,
                         ),
                         strict=True,
                     )
@@ -113,7 +120,9 @@ def train(
             if best_epoch(rows) == len(rows):
                 save_weights(best, net, model, classes)
             checkpoint(latest, net, optimiser, rows)
-        finish(best, rows, weights, metrics, training_log, net, model, validation, class_weight, classes, device)
+        net, _ = load_weights(best, device)
+        confusion, _ = validate(net, validation, class_weight, recipe, len(classes), buffers)
+        finish(best, rows, summary_of(net, rows, confusion, classes), weights, metrics, training_log)
 
 
 def digest(files: list[Path]) -> str:
@@ -155,27 +164,51 @@ def build(model: Model, shapes: dict[str, tuple[int, int]], classes: int, meanin
 def input_shapes(tile: dict[str, np.ndarray], model: Model) -> dict[str, tuple[int, int]]:
     """Steps and bands (T, C) of each input of the model, as found in a tile: without its indices."""
     keys = [KEYS[sensor] for sensor in model.sensors]
-    return {key: (tile[key].shape[0], tile[key].shape[1]) for key in keys}
+    shapes = {key: (tile[key].shape[0], tile[key].shape[1]) for key in keys}
+    if model.training.augment.drop_dates and all(shapes[key][0] == 1 for key in keys if key in SATELLITES):
+        raise ModelError(
+            f"training.augment.drop_dates is {model.training.augment.drop_dates}, but every input has one step alone: "
+            "set it to 0, or composite.every to month or scene"
+        )
+    return shapes
 
 
 def labelled_pixels(training: TileStore, classes: int) -> np.ndarray:
-    """Training pixels of each class (K,)."""
-    pixels = training.table[[f"class_{i}" for i in range(1, classes + 1)]].sum().to_numpy()
+    """Training pixels of each class (K,), and how many of each the loss sees in an epoch, tiles drawn unevenly."""
+    pixels = training.table[[f"class_{i}" for i in range(1, classes + 1)]].to_numpy()
     if not pixels.any():
         raise CoverageError("no training tile has a labelled pixel: check the labels, their legend and the area")
-    return pixels
+    return np.stack([pixels.sum(0), training.table.sampling.to_numpy(np.float64) @ pixels])
 
 
 def prepare(net: Normalised, training: TileStore, pixels: np.ndarray, recipe: Training) -> Tensor:
-    """Set the normalisation from the training split; return the class weights of the loss (K,)."""
-    batches = (training.batch(numbers) for numbers in _batches(np.arange(len(training)), 16))
-    for key, (mean, std) in channel_statistics(batches, net.pairs).items():
-        if key in net.shapes:
-            net.get_buffer(f"{key}_mean").copy_(torch.from_numpy(mean))
-            net.get_buffer(f"{key}_std").copy_(torch.from_numpy(std))
-    weights = torch.from_numpy(class_weights(pixels, recipe.class_weights, recipe.weight_cap))
-    net.log_weights.copy_(torch.where(weights > 0, weights, 1).log())
+    """Set the normalisation and the priors from the training split; return the class weights of the loss (K,).
+
+    ASSUME: drawing tiles of rare classes more often changes how often classes are seen, not what they look like, so
+    their priors are corrected like those that the weights of the loss change. So are those of classes whose pixels
+    weigh less than others'. Pixels of weight 0 teach nothing, whatever their class, and are counted like the others.
+    """
+    memory, trust = training.empty(16), np.zeros((2, pixels.shape[1]))
+    parts = (training.batch(numbers, memory) for numbers in batches(np.arange(len(training)), 16))
+    parts = (add_trust(trust, part) for part in parts)
+    for key, (mean, std) in channel_statistics(parts, net.pairs).items():
+        net.get_buffer(f"{key}_mean").copy_(torch.from_numpy(mean))
+        net.get_buffer(f"{key}_std").copy_(torch.from_numpy(std))
+    there, seen = pixels
+    weights = torch.from_numpy(class_weights(seen, recipe.class_weights, recipe.weight_cap))
+    oftener = torch.from_numpy(seen / seen.sum() / np.maximum(there / there.sum(), 1e-12)).float()
+    mean_weight = torch.from_numpy(np.where(trust[1] > 0, trust[0] / np.maximum(trust[1], 1), 1)).float()
+    net.log_weights.copy_(torch.where(weights > 0, weights * oftener * mean_weight, 1).log())
     return weights
+
+
+def add_trust(trust: np.ndarray, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Add the weights of a batch's pixels of each class, and how many have one, to ``trust`` (2, K); the batch."""
+    counted = batch["weight"] > 0
+    label, weight = batch["label"][counted], batch["weight"][counted] / 100
+    for total, of_pixels in zip(trust, (weight, None), strict=True):
+        total += np.bincount(label, of_pixels, 256)[1 : len(total) + 1]
+    return batch
 
 
 def run_epoch(
@@ -186,21 +219,28 @@ def run_epoch(
     recipe: Training,
     seed: int,
     epoch: int,
-    device: torch.device,
-) -> float:
-    """One pass over the training tiles in an order of its own; the mean loss."""
+    buffers: Buffers,
+) -> tuple[float, float]:
+    """One pass over the training tiles in an order of its own.
+
+    Returns
+    -------
+    The mean loss, and the share of the time in which the device waited for tiles.
+    """
     random = np.random.default_rng([seed, epoch])
     torch.manual_seed(int(random.integers(2**31)))  # for networks with dropout
-    order = random.permutation(len(training))
+    order = draw(training.table, random, recipe.order)
     steps = math.ceil(len(order) / recipe.batch)
     net.train()
-    losses = []
-    for step, numbers in enumerate(_batches(order, recipe.batch)):
+    losses: list[float] = []
+    waits_s: list[float] = []
+    start = perf_counter()
+    for step, batch in enumerate(timed(load(training, order, buffers), waits_s)):
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * schedule((epoch * steps + step) / (recipe.epochs * steps))
-        batch = on_device(training.batch(numbers), device)
-        batch = symmetry(batch, int(random.integers(8)))
-        with reduced_precision(device):
+        batch = symmetry(batch, int(random.integers(8)) if recipe.augment.symmetries else 0)
+        batch = vary(batch, recipe.augment, net.shapes, generator(buffers.device, seed, epoch, step))
+        with reduced_precision(buffers.device):
             logits = net(batch)
         loss = tile_loss(logits, batch, class_weight, recipe.label_smoothing)
         if not torch.isfinite(loss):
@@ -210,7 +250,7 @@ def run_epoch(
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
         losses.append(loss.item())
-    return float(np.mean(losses))
+    return float(np.mean(losses)), sum(waits_s) / (perf_counter() - start)
 
 
 def schedule(progress: float, warm_up: float = 0.05) -> float:
@@ -218,18 +258,6 @@ def schedule(progress: float, warm_up: float = 0.05) -> float:
     if progress < warm_up:
         return (progress + 1e-3) / (warm_up + 1e-3)
     return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
-
-
-def on_device(batch: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    """Integers of a batch on the device; uint16 becomes int32, which every backend compares."""
-    wide = {key: values.astype(np.int32) if values.dtype == np.uint16 else values for key, values in batch.items()}
-    return {key: torch.from_numpy(values).to(device, non_blocking=True) for key, values in wide.items()}
-
-
-def symmetry(batch: dict[str, Tensor], number: int) -> dict[str, Tensor]:
-    """One of the eight symmetries of the square, for inputs and labels together."""
-    turned = {key: torch.rot90(values, number % 4, (-2, -1)) for key, values in batch.items()}
-    return {key: values.flip(-1) if number >= 4 else values for key, values in turned.items()}
 
 
 def tile_loss(logits: Tensor, batch: dict[str, Tensor], class_weight: Tensor, smoothing: float) -> Tensor:
@@ -242,14 +270,13 @@ def tile_loss(logits: Tensor, batch: dict[str, Tensor], class_weight: Tensor, sm
 
 @torch.inference_mode()
 def validate(
-    net: Normalised, tiles: TileStore, class_weight: Tensor, recipe: Training, classes: int, device: torch.device
+    net: Normalised, tiles: TileStore, class_weight: Tensor, recipe: Training, classes: int, buffers: Buffers
 ) -> tuple[np.ndarray, float]:
     """Confusion of the argmax with the labels (map class, label class) and mean loss over the validation tiles."""
     net.eval()
     confusion, losses = np.zeros((classes, classes), np.int64), []
-    for numbers in _batches(np.arange(len(tiles)), recipe.batch):
-        batch = on_device(tiles.batch(numbers), device)
-        with reduced_precision(device):
+    for batch in load(tiles, np.arange(len(tiles)), buffers):
+        with reduced_precision(buffers.device):
             logits = net(batch)
         losses.append(tile_loss(logits, batch, class_weight, recipe.label_smoothing).item())
         guess = (logits.float() - net.log_weights[None, :, None, None]).argmax(1)  # (B, H, W)
@@ -311,24 +338,10 @@ def resume(
     return rows
 
 
-def finish(
-    best: Path,
-    rows: list[dict[str, float]],
-    weights: Path,
-    metrics: Path,
-    training_log: Path,
-    net: Normalised,
-    model: Model,
-    validation: TileStore,
-    class_weight: Tensor,
-    classes: list[str],
-    device: torch.device,
-) -> None:
-    """Write the log, the metrics of the best epoch and its weights."""
-    net, _ = load_weights(best, device)
-    confusion, _ = validate(net, validation, class_weight, model.training, len(classes), device)
+def summary_of(net: Normalised, rows: list[dict[str, float]], confusion: np.ndarray, classes: list[str]) -> Metrics:
+    """The best epoch, and how it does on the validation tiles."""
     scored = scores(confusion)
-    summary = {
+    return {
         "best_epoch": best_epoch(rows),
         "parameters": sum(values.numel() for values in net.parameters()),
         "validation": {
@@ -337,6 +350,12 @@ def finish(
             "f1": {key: entry["f1"] for key, entry in zip(classes, scored["classes"], strict=True)},
         },
     }
+
+
+def finish(
+    best: Path, rows: list[dict[str, float]], summary: Metrics, weights: Path, metrics: Path, training_log: Path
+) -> None:
+    """Write the log, the metrics of the best epoch and its weights."""
     with whole(training_log) as part, open(part, "w", newline="") as file:
         writer = csv.DictWriter(file, LOG_COLUMNS)
         writer.writeheader()
@@ -345,8 +364,3 @@ def finish(
         part.write_text(json.dumps(summary, indent=2) + "\n")
     with whole(weights) as part:
         part.write_bytes(best.read_bytes())
-
-
-def _batches(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(order), size):
-        yield order[start : start + size]

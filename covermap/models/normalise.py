@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from numba import njit
 from torch import Tensor, nn
 
 from covermap.errors import CoverageError
@@ -89,19 +90,26 @@ def add_indices(key: str, values: Tensor, seen: Tensor, pairs: Sequence[tuple[in
     """
     if not pairs:
         return values, seen
+    index, both = index_values(key, values, seen, pairs)
+    return torch.cat([values, index], 2), torch.cat([seen, both], 2)
+
+
+def index_values(key: str, values: Tensor, seen: Tensor, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """The indices (B, T, I, H, W) that ``add_indices`` appends, and where they are data."""
     firsts, seconds = map(list, zip(*pairs, strict=True))
     one, other = values[:, :, firsts], values[:, :, seconds]  # (B, T, I, H, W)
     index = one - other
     if key == "s2":
         index = INDEX_STEPS * index / (one + other).clamp(min=1)
-    both = seen[:, :, firsts] & seen[:, :, seconds]
-    return torch.cat([values, index], 2), torch.cat([seen, both], 2)
+    return index, seen[:, :, firsts] & seen[:, :, seconds]
 
 
 def channel_statistics(
     batches: Iterable[dict[str, np.ndarray]], pairs: Pairs
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Mean and standard deviation (T, C + I) of each input's bands and indices where seen, streaming in float64.
+    """Mean and standard deviation (T, C + I) of each input's bands and indices where seen, streaming.
+
+    Sums of bands are whole numbers, and exact; those of indices are float64.
 
     Raises
     ------
@@ -111,13 +119,11 @@ def channel_statistics(
     sums: dict[str, list[np.ndarray]] = {}
     for batch in batches:
         for key in NODATA.keys() & batch.keys():
-            integers = torch.from_numpy(batch[key].astype(np.float64)), torch.from_numpy(batch[key] != NODATA[key])
-            values, seen = (part.numpy() for part in add_indices(key, *integers, pairs.get(key, ())))
-            axes = (0, 3, 4)
-            terms = [seen.sum(axes), (values * seen).sum(axes), (values**2 * seen).sum(axes)]
+            terms = [band_moments(batch[key], NODATA[key]), index_moments(key, batch[key], pairs.get(key, ()))]
             sums[key] = [a + b for a, b in zip(sums[key], terms, strict=True)] if key in sums else terms
     statistics = {}
-    for key, (count, total, squares) in sums.items():
+    for key, terms in sums.items():
+        count, total, squares = np.concatenate(terms, 2)
         if not count.any():
             raise CoverageError(
                 f"no training tile has a single observation of {key}: check season, masks.max_scene and scenes of the "
@@ -127,3 +133,38 @@ def channel_statistics(
         variance = squares / np.maximum(count, 1) - mean**2
         statistics[key] = mean, np.sqrt(np.maximum(variance, 1.0))  # one step: a constant channel stays finite
     return statistics
+
+
+def band_moments(values: np.ndarray, nodata: int) -> np.ndarray:
+    """Number, sum and sum of squares of what is data in each band of (B, T, C, H, W): int64 (3, T, C)."""
+    tiles, steps, bands = values.shape[:3]
+    planes = np.ascontiguousarray(values).reshape(tiles, steps * bands, -1)
+    return _moments(planes, nodata).reshape(3, steps, bands)
+
+
+@njit(cache=True, nogil=True)
+def _moments(planes, nodata):  # type: ignore[no-untyped-def]
+    """One pass over (B, planes, pixels), without a branch, so that it becomes vector instructions."""
+    out = np.zeros((3, planes.shape[1]), np.int64)
+    for tile in range(planes.shape[0]):
+        for plane in range(planes.shape[1]):
+            count, total, squares = np.int64(0), np.int64(0), np.int64(0)
+            for pixel in range(planes.shape[2]):
+                value = np.int64(planes[tile, plane, pixel])
+                seen = np.int64(value != nodata)
+                count += seen
+                total += seen * value
+                squares += seen * value * value
+            out[0, plane] += count
+            out[1, plane] += total
+            out[2, plane] += squares
+    return out
+
+
+def index_moments(key: str, values: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The same of the indices of an input: float64 (3, T, I)."""
+    if not pairs:
+        return np.zeros((3, values.shape[1], 0))
+    integers = torch.from_numpy(values.astype(np.float64)), torch.from_numpy(values != NODATA[key])
+    index, seen = (part.numpy() for part in index_values(key, *integers, pairs))
+    return np.stack([term.sum((0, 3, 4)) for term in (seen, index * seen, index**2 * seen)])

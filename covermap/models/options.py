@@ -15,6 +15,11 @@ class Options(BaseModel):
         """What a side of the network's input must be a multiple of [px]."""
         return 1
 
+    @property
+    def margin_pixels(self) -> int:
+        """How far from a pixel lies the last input that its class depends on, but for means over a window [px]."""
+        return 0
+
 
 class UnetOptions(Options):
     """See :class:`covermap.models.unet.Unet`."""
@@ -26,6 +31,11 @@ class UnetOptions(Options):
     def multiple(self) -> int:
         """Each level halves the side."""
         return 2**self.depth
+
+    @property
+    def margin_pixels(self) -> int:
+        """Four 3 x 3 convolutions a level and two at the lowest, and up to a pixel at each halving."""
+        return 7 * 2**self.depth - 5
 
 
 OPTIONS: dict[str, type[Options]] = {

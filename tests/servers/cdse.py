@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import operator
 import re
 import threading
@@ -216,6 +217,8 @@ class FakeCdse:
         Statuses of the next answers, by a pattern of the path.
     cut
         Bytes of the next file body, which then ends, and with it the life of all access tokens.
+    answers
+        So many of the requests in ``asked`` are answered; the others wait for ``waiting`` to end.
     """
 
     entries: list[Entry]
@@ -227,6 +230,8 @@ class FakeCdse:
     redirects: bool = False
     failing: list[tuple[str, int]] = field(default_factory=list)
     cut: int | None = None
+    answers: float = math.inf
+    waiting: threading.Event = field(default_factory=threading.Event)
     asked: list[Asked] = field(default_factory=list)
     tokens: dict[str, float] = field(default_factory=dict)
     refreshing: set[str] = field(default_factory=set)
@@ -356,6 +361,9 @@ class Handler(BaseHTTPRequestHandler):
         asked = Asked(self.command, unquote(parts.path), parse_qs(parts.query), dict(self.headers), body)
         with self.fake.lock:
             self.fake.asked.append(asked)
+            waits = len(self.fake.asked) > self.fake.answers
+        if waits:
+            self.fake.waiting.wait()
         return parts
 
     def _fails(self, path: str) -> bool:

@@ -10,7 +10,7 @@ from covermap.grid import Grid
 from covermap.legend import Legend, LegendClass
 from covermap.raster import write_raster
 from covermap.settings import Tiles
-from covermap.tiles import TEST, cell_names, split_of
+from covermap.splits import TEST, cell_names, split_of
 
 KEYS = ("forest", "crop", "water")
 LEGEND = Legend(

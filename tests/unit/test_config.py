@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from covermap.config import check_files, check_window, load, schema
+from covermap.config import check_files, check_window, labels_legend, load, model_legend, schema
 from covermap.errors import SettingError
 from covermap.settings import Labels, Period
 
@@ -160,7 +160,25 @@ def test_a_common_setting_may_change_without_breaking_an_area(shipped, section, 
             "auto",
             ["aois.demo.labels.path is auto, which needs collection and year", "10 and 2022"],
         ),
-        ("aois/demo/labels/year", 2020, ["aois.demo.labels.path is resources/demo", "a file", "remove them"]),
+        ("aois/demo/labels/year", 2020, ["aois.demo.labels.year is 2020", "in 2021 to 2022", "other_year to true"]),
+        ("aois/demo/reference/year", 2023, ["aois.demo.reference.year is 2023", "reference.other_year to true"]),
+        (
+            "aois/demo/labels/weak",
+            {"agree_with": {"source": "urban_atlas", "path": "a.gpkg", "year": 2012}},
+            ["aois.demo.labels.weak.agree_with.year is 2012", "labels.weak.agree_with.other_year to true"],
+        ),
+        ("aois/demo/labels/other_year", True, ["aois.demo.labels.other_year is true, but year is not set"]),
+        (
+            "aois/demo/labels/legend",
+            "resources/legends/mapbiomas_full.csv",
+            ["aois.demo.labels.legend", "mapbiomas_full.csv has code 19", "set collection beside it to one of 4, 5"],
+        ),
+        (
+            "aois/demo/labels",
+            {"source": "raster", "path": "a.tif", "collection": 2, "legend": "resources/legends/mapbiomas_full.csv"},
+            ["aois.demo.labels.legend", "no row for collection '2'", "10m-4"],
+        ),
+        ("aois/demo/language", "portuguese", ["aois.demo.language: expected the two small letters of a language"]),
         ("aois/demo/labels", {**AUTO, "collection": 12}, ["aois.demo.labels.collection is '12'", "10m-4", "{year}"]),
         ("aois/demo/labels", {**AUTO, "year": 2030}, ["aois.demo.labels.year is 2030", "10 has 1985 to 2024"]),
         ("aois/demo/labels", {**ATLAS, "year": 2015}, ["aois.demo.labels.year is 2015", "2006, 2012, 2018, 2021"]),
@@ -359,11 +377,46 @@ def test_what_is_downloaded_needs_no_file(settings):
     assert config.aois["demo"].labels.collection == "7.1"
 
 
+def test_labels_of_a_file_may_tell_their_year_and_collection(settings):
+    for path, value in (
+        ("aois/demo/labels/collection", 8),
+        ("aois/demo/labels/year", 2021),
+        ("aois/demo/reference/year", 2022),  # both years of the period will do
+    ):
+        settings = edited(settings, path, value)
+    assert load(settings).aois["demo"].labels.collection == "8"
+    other = edited(settings, "aois/demo/labels/year", 2018)
+    assert load(edited(other, "aois/demo/labels/other_year", True)).aois["demo"].labels.year == 2018
+    downloaded = {**AUTO, "year": 2010, "other_year": True}
+    assert load(edited(settings, "aois/demo/labels", downloaded)).aois["demo"].labels.year == 2010
+
+
+def test_codes_and_names_come_from_the_collection_and_the_language(settings):
+    full = {"legend": "resources/legends/mapbiomas_full.csv", "collection": 4}
+    for key in ("labels", "reference"):
+        settings = edited(settings, f"aois/demo/{key}", settings["aois"]["demo"][key] | full)
+    config = load(edited(settings, "aois/demo/reference/collection", 8))
+    labels, reference = config.aois["demo"].labels, config.aois["demo"].reference
+    keys = [labels_legend(each).classes[labels_legend(each).codes["19"] - 1].key for each in (labels, reference)]
+    assert keys == ["annual_perennial_crop", "temporary_crop"]
+    assert model_legend(config, "unet_demo", "pt").classes[0].name == "Formação florestal"
+    assert model_legend(config, "unet_demo", "xx") == model_legend(config, "unet_demo")
+
+
 def test_urban_atlas_has_a_legend_of_its_own_and_its_code_the_year_in_its_name():
     ordered, brought = Labels(**ATLAS), Labels(source="urban_atlas", path="paris.gpkg", legend="other.csv")
     assert (ordered.legend, brought.legend) == (Path("resources/legends/urban_atlas.csv"), Path("other.csv"))
     assert (ordered.code_attribute, brought.code_attribute) == ("code_2018", None)
     assert ordered.is_ordered and not brought.is_ordered
+
+
+def test_codes_of_urban_atlas_come_from_its_edition(settings):
+    atlas = {"source": "urban_atlas", "path": "a.gpkg", "other_year": True}
+    for year, parks in ((2018, {"14100"}), (2021, {"14100", "14110", "14120", "14130"})):
+        config = edited(settings, "aois/demo/labels", {**atlas, "year": year})
+        del config["aois"]["demo"]["reference"]
+        codes = labels_legend(load(config).aois["demo"].labels).codes
+        assert {code for code, id in codes.items() if id == codes["14100"]} == parks
 
 
 def test_heights_of_glo30_are_not_above_another_geoid(settings):
@@ -423,3 +476,50 @@ def test_directions_and_seasons_make_sense(settings, composite, radar, words):
 
 def test_a_season_may_cut_months(settings):
     assert load(edited(settings, "composite", {"season": ["02-01", "03-31"], "every": "month"}))
+
+
+SET = {"path": "resources/patches/eurosat.zip", "legend": "resources/legends/eurosat.csv"}
+CLASSIFIER = {"network": "unet", "train_on": ["eurosat"], "sensors": ["sentinel2"], "tiles": {"split": "random"}}
+
+
+@pytest.fixture
+def with_patches(settings):
+    models = {**settings["models"], "classifier": CLASSIFIER}
+    return {**settings, "patches": {"eurosat": SET}, "models": models}
+
+
+def test_a_model_learns_from_a_set_of_patches(with_patches):
+    config = load(with_patches)
+    assert [*config.classifiers] == ["classifier"] and [*config.mappers] == ["unet_demo"]
+    assert len(model_legend(config, "classifier").classes) == 10
+    assert config.patches["eurosat"].places == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("models/classifier/train_on", ["eurosat", "demo"], ["train_on names 'eurosat'", "learnt alone"]),
+        ("models/classifier/train_on", ["eurosatt"], ["train_on is 'eurosatt'", "'demo', 'eurosat'"]),
+        ("models/classifier/test_on", ["demo"], ["train_on names 'eurosat'", "test_on"]),
+        ("models/classifier/sensors", ["sentinel1", "sentinel2"], ["sensors is sentinel1, sentinel2", "[sentinel2]"]),
+        ("models/classifier/indices", ["ndvi"], ["ndvi", "needs B08", "patches.eurosat.bands has B04, B03, B02"]),
+        ("models/classifier/tiles/split", "stratified", ["tiles.split is stratified", "expected random, lists"]),
+        ("models/classifier/tiles/split", "lists", ["tiles.split is lists", "patches.eurosat.lists is not set"]),
+        ("models/classifier/tiles/stride_pixels", 64, ["tiles.stride_pixels does nothing", "split by random"]),
+        ("models/classifier/tiles/cell_pixels", 2048, ["tiles.cell_pixels does nothing", "split by random"]),
+        ("models/unet_demo/tiles/split", "lists", ["models.unet_demo.tiles.split is lists", "demo is an area"]),
+        ("aois/demo/model", "classifier", ["aois.demo.model is 'classifier'", "maps no pixels"]),
+        ("patches/demo", SET, ["patches and aois both have 'demo'"]),
+        (
+            "patches/eurosat/file_bands",
+            ["B02", "B03"],
+            ["patches.eurosat.bands has B04", "file_bands has only B02, B03"],
+        ),
+        ("patches/eurosat/legend", "none.csv", ["none.csv does not exist"]),
+        ("patches/eurosat/path", "https://e.org/EuroSAT.zip", ["patches.eurosat.path", "files on disk"]),
+    ],
+)
+def test_wrong_patches_are_named(with_patches, path, value, words):
+    with pytest.raises(SettingError) as told:
+        load(edited(with_patches, path, value))
+    assert all(word in str(told.value) for word in words), told.value

@@ -520,3 +520,46 @@ def test_a_broken_picture_is_named(files, tmp_path):
     with pytest.raises(ProductError, match=r"S2A_MSIL2A_1\.png cannot be read as a picture"):
         make(files, "never.html", quality=[quality], quicklooks=[quicklook])
     assert not (files / "never.html").exists()
+
+
+def split_survey(folder, **changed):
+    """A survey of the split by hand."""
+    hectares = {
+        "train": {"forest": 75.0, "water": 25.0, "urban": 0.0},
+        "validation": {"forest": 10.0, "water": 0.0, "urban": 0.0},
+        "test": {"forest": 1500.0, "water": 500.0, "urban": 0.0},
+    }
+    kinds = ("train", "validation", "test")
+    survey = {
+        "split": "blocks", "folds": 5, "fold": 2, "cell_m": 2560, "buffer_m": 320, "hectares": hectares,
+        "tiles": dict(zip(kinds, (4, 1, 1080), strict=True)), "areas": {kind: ["taught"] for kind in kinds},
+        "beyond": {"here": {"s2 B04": 0.34}}, "leaks": {}, "notes": ["No validation tile has a pixel of <water>."],
+    }  # fmt: skip
+    path = folder / "survey.json"
+    path.write_text(json.dumps(survey | changed))
+    return path
+
+
+def test_the_area_of_each_class_is_told_by_split(files, tmp_path):
+    text = make(files, "split.html", survey=split_survey(tmp_path), accuracy=files / "accuracy.json")
+    words = Page(text).words
+    assert "Forest <dense> 75.0 75.0 10.0 100.0 1,500.0 75.0" in words
+    assert "Water 25.0 25.0 0.0 0.0 500.0 25.0" in words
+    assert "All 100.0 4 tiles 10.0 1 tile 2,000.0 1,080 tiles" in words
+    assert "Cells of 2.56 km were split by their place alone; splits lie at least 320 m apart." in words
+    assert "This is fold 3 of 5, each of which tests other cells." in words
+    assert "s2 B04 34.0" in words
+    assert "of &lt;water&gt;" in text
+    assert "where the network saw no labels" in words
+
+
+def test_figures_that_leak_say_so_above_all(files, tmp_path):
+    leak = "Tiles were split at random, so the figures leak."
+    given = {
+        "survey": split_survey(tmp_path, split="random", leaks={"some_area": leak}),
+        "accuracy": files / "accuracy.json",
+    }
+    words = Page(make(files, "leak.html", area="some_area", **given)).words
+    assert leak in words and "where the network saw no labels" not in words
+    assert words.index(leak) < words.index("Agreement with the label on held-out tiles")
+    assert leak not in Page(make(files, "other.html", area="other", **given)).words

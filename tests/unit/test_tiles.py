@@ -5,18 +5,18 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
 
-from covermap.errors import CoverageError, ProductError
+from covermap.errors import CoverageError
 from covermap.grid import Grid
 from covermap.legend import EXCLUDED
 from covermap.raster import read_window, write_raster
 from covermap.settings import Tiles
-from covermap.stack import read_stack
-from covermap.tiles import BUFFER, SPLITS, TileStore, cell_names, index_tiles, pack_tiles, split_of, tile_table
+from covermap.splits import BUFFER, SPLITS, cell_names, split_of
+from covermap.tiles import index_tiles, suitable, tile_table
 from tests.unit.conftest import BANDS, stack_of
 
 SMALL = Tiles(pixels=32, stride_pixels=32, cell_pixels=64, buffer_pixels=8, validation=0.25, test=0.25)
+KEYS = ["a", "b", "c"]
 
 
 @given(
@@ -54,73 +54,14 @@ def test_shares_of_the_split_are_those_asked_for():
         assert (cells == SPLITS[name]).mean() == pytest.approx(share, abs=0.02)
 
 
-def test_packed_tiles_equal_the_pixels_of_their_sources(area, tmp_path):
-    blocks = [("here", name, block) for name, block in area.blocks.items()]
-    index = tmp_path / "index.parquet"
-    index_tiles(list(area.labels.values()), index, blocks, SMALL, 1, 3)
-    packed = {}
-    for name in area.blocks:
-        packed["here", name] = tmp_path / f"{name}.safetensors"
-        pack_tiles(index, area.stacks[name], area.labels[name], packed["here", name], "here", name, SMALL)
-    table = pd.read_parquet(index)
-    assert set(table.split) == set(SPLITS)
-    for split in SPLITS:
-        store = TileStore(packed, index, split)
-        assert len(store) == (table.split == split).sum()
-        for number in range(len(store)):
-            tile, row = store[number], store.table.iloc[number]
-            block = area.blocks[row.block]
-            place = block.window(row.row, row.column, 32, 32)
-            assert (place.left, place.top) == (row.easting_m, row.northing_m)
-            label = read_window(area.labels[row.block], place, fill=0)
-            np.testing.assert_array_equal(tile["label"], label[0])
-            np.testing.assert_array_equal(tile["weight"], label[1])
-            stack = read_stack(area.stacks[row.block], slice(row.row, row.row + 32), slice(row.column, row.column + 32))
-            np.testing.assert_array_equal(tile["s1"], stack["s1"])
-            np.testing.assert_array_equal(tile["s2"], stack["s2"])
-            counts = np.bincount(tile["label"].ravel(), minlength=4)[1:]
-            assert [row[f"class_{i}"] for i in (1, 2, 3)] == counts.tolist()
-
-
-def test_pixels_in_layover_or_shadow_get_no_weight_and_all_others_keep_theirs(area, tmp_path):
-    name, block = "x300y-3001", area.blocks["x300y-3001"]
-    layer = np.zeros((1, *area.grid.shape), np.float32)
-    layer[0, 40:90, 100:130], layer[0, ::37, 5::41], layer[0, 7, :] = 1, 2, 3
-    scene = np.concatenate([read_window(area.s1[0], area.grid, fill=np.nan), layer])
-    tags = {"datetime": "2022-01-10T09:30:00Z", "convention": "sigma0_ellipsoid", "orbit_state": "descending"}
-    names = ("VV", "VH", "layover_shadow")
-    write_raster(tmp_path / "s1.tif", scene, area.grid, nodata=np.nan, descriptions=names, tags=tags)
-    stack = stack_of([tmp_path / "s1.tif", area.s1[1]], area.s2, tmp_path / "stack.zarr.zip", block)
-    given_weight = np.random.default_rng(4).integers(1, 101, block.shape).astype(np.uint8)
-    labels, index, packed = (tmp_path / file for file in ("labels.tif", "index.parquet", "packed.safetensors"))
-    label = read_window(area.labels[name], block, fill=0)[0]
-    write_raster(labels, np.stack([label, given_weight]), block, nodata=0, descriptions=("class", "weight"))
-    index_tiles(list(area.labels.values()), index, [("here", *one) for one in area.blocks.items()], SMALL, 1, 3)
-    pack_tiles(index, stack, labels, packed, "here", name, SMALL)
-    expected = np.where(layer[0, : block.height, : block.width] > 0, 0, given_weight)
-    table = pd.read_parquet(index)
-    places = table[table.block == name][["row", "column"]].to_numpy()
-    tiles = [expected[row : row + 32, column : column + 32] for row, column in places]
-    assert any((tile == 0).any() for tile in tiles)
-    np.testing.assert_array_equal(load_file(packed)["weight"], np.stack(tiles))
-
-
-def test_a_store_that_does_not_say_what_its_inputs_mean_is_refused(area, tmp_path):
-    index = tmp_path / "index.parquet"
-    blocks = [("here", name, block) for name, block in area.blocks.items()]
-    index_tiles(list(area.labels.values()), index, blocks, SMALL, 1, 3)
-    save_file({"s1": np.zeros(1, np.int16)}, tmp_path / "bare.safetensors")
-    store = TileStore({("here", blocks[0][1]): tmp_path / "bare.safetensors"}, index, "train")
-    with pytest.raises(ProductError, match=r"bare\.safetensors does not say"):
-        store.meaning(["s1"])
-
-
 def test_tiles_with_few_labels_are_left_out(area):
     block = area.blocks["x300y-3001"]
     label = np.zeros(block.shape, np.uint8)
     label[:, :16] = 1
-    assert tile_table(label, block, SMALL.model_copy(update={"min_labelled": 0.6}), 1, 1).empty
-    assert (tile_table(label, block, SMALL, 1, 1)["labelled"] == 0.5).all()
+    table = tile_table(label, block, SMALL, 1, 1)
+    kept, _ = suitable(table, SMALL)
+    assert (kept["labelled"] == 0.5).all() and len(kept) == (table.labelled >= 0.5).sum() < len(table)
+    assert suitable(table, SMALL.model_copy(update={"min_labelled": 0.6}))[0].empty
 
 
 def cloudy_stacks(area, folder, cloud):
@@ -143,7 +84,7 @@ def test_tiles_that_were_hardly_ever_clear_are_left_out(area, tmp_path, caplog):
     tables = {}
     for limit in (100, 50, 49, 9):
         with caplog.at_level("INFO"):
-            index_tiles(labels, index, blocks, SMALL.model_copy(update={"max_cloud": limit}), 1, 3, stacks)
+            index_tiles(labels, index, blocks, SMALL.model_copy(update={"max_cloud": limit}), 1, KEYS, stacks)
         tables[limit] = pd.read_parquet(index)
     every = tables[100]
     assert set(every.cloudy[every.column == 0][every.block == "x300y-3001"]) == {0.5}
@@ -153,7 +94,7 @@ def test_tiles_that_were_hardly_ever_clear_are_left_out(area, tmp_path, caplog):
     assert len(tables[49]) == (every.cloudy < 0.5).sum() < len(every)
     assert len(tables[9]) == (every.cloudy < 0.09).sum() < len(tables[49])
     assert f"{len(every) - len(tables[9])} of {len(every)} tiles left out" in caplog.text
-    index_tiles(labels, index, blocks, SMALL, 1, 3)
+    index_tiles(labels, index, blocks, SMALL, 1, KEYS)
     assert len(pd.read_parquet(index)) == len(every)  # a model without Sentinel-2
 
 
@@ -172,7 +113,7 @@ def test_a_split_that_clouds_leave_without_tiles_is_explained(area, tmp_path):
     blocks = [("here", name, block) for name, block in area.blocks.items()]
     index = tmp_path / "index.parquet"
     with pytest.raises(CoverageError, match=r"no train tile .* more than 15 % was never clear.* tiles\.max_cloud"):
-        index_tiles(list(area.labels.values()), index, blocks, SMALL, 1, 3, stacks)
+        index_tiles(list(area.labels.values()), index, blocks, SMALL, 1, KEYS, stacks)
     assert not index.exists()
 
 
@@ -196,9 +137,9 @@ def test_labels_without_any_labelled_pixel_are_explained(area, tmp_path):
     with pytest.raises(
         CoverageError, match=r"labels of area there have no labelled pixel .* aois\.there\.labels\.path"
     ):
-        index_tiles([*labels, bare], index, [*blocks, ("there", "x300y-3001", block)], SMALL, 1, 3)
+        index_tiles([*labels, bare], index, [*blocks, ("there", "x300y-3001", block)], SMALL, 1, KEYS)
     assert not index.exists()
-    index_tiles([bare, labels[1]], index, blocks, SMALL, 1, 3)  # a block without labels is no fault of its area
+    index_tiles([bare, labels[1]], index, blocks, SMALL, 1, KEYS)  # a block without labels is no fault of its area
     assert set(pd.read_parquet(index).block) == {"x301y-3001"}
 
 
@@ -206,5 +147,5 @@ def test_a_split_without_tiles_is_explained(area, tmp_path):
     whole = Tiles(pixels=128, stride_pixels=128, cell_pixels=128, buffer_pixels=0)
     name, block = next(iter(area.blocks.items()))
     with pytest.raises(CoverageError, match="cell_pixels"):
-        index_tiles([area.labels[name]], tmp_path / "index.parquet", [("here", name, block)], whole, 0, 3)
+        index_tiles([area.labels[name]], tmp_path / "index.parquet", [("here", name, block)], whole, 0, KEYS)
     assert not list(tmp_path.iterdir())

@@ -1,8 +1,11 @@
 """Training that resumes exactly, and maps on which blocks do not show."""
 
 import json
+import multiprocessing
+import xml.etree.ElementTree as ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 import torch
@@ -10,6 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from shapely.geometry import box, mapping
 
+import covermap.baseline
 import covermap.predict
 import covermap.train
 from covermap.baseline import map_baseline
@@ -22,8 +26,9 @@ from covermap.predict import CONFIDENCE_NODATA, blend_weights, predict_block, wi
 from covermap.raster import read_window, write_raster
 from covermap.settings import Composite, Masks, Model, Period, Prediction, Tiles
 from covermap.stack import stack_block
-from covermap.tiles import index_tiles, pack_tiles
-from covermap.train import schedule, symmetry, train
+from covermap.store import TileStore, new_store, pack_tiles, places_digest
+from covermap.tiles import index_tiles
+from covermap.train import build, labelled_pixels, prepare, schedule, train
 
 from .conftest import BANDS, PERIOD, stack_of
 
@@ -56,10 +61,10 @@ def tiles(area, tmp_path_factory):
 def pack(area, stacks, folder):
     index = folder / "index.parquet"
     blocks = [("here", name, block) for name, block in area.blocks.items()]
-    index_tiles(list(area.labels.values()), index, blocks, TILES, 1, 3)
+    index_tiles(list(area.labels.values()), index, blocks, TILES, 1, ["a", "b", "c"])
     packed = [folder / f"{name}.safetensors" for name in area.blocks]
     for name, path in zip(area.blocks, packed, strict=True):
-        pack_tiles(index, stacks[name], area.labels[name], path, "here", name, TILES)
+        pack_tiles(index, stacks[name], area.labels[name], path, "here", name, TILES.pixels)
     return index, packed, [("here", name) for name in area.blocks]
 
 
@@ -181,6 +186,117 @@ def test_a_killed_training_resumes_to_the_same_weights(tiles, trained, tmp_path,
     assert sorted(path.name for path in weights.parent.iterdir()) == ["log.csv", "metrics.json", "weights.safetensors"]
 
 
+@pytest.mark.parametrize("order", ["tiles", "shards"])
+def test_a_killed_training_with_chance_in_all_its_parts_resumes_in_another_process(tiles, tmp_path, monkeypatch, order):
+    class Killed(BaseException):
+        pass
+
+    def dying(*arguments):
+        if arguments[6] == 1:
+            raise Killed
+        return original(*arguments)
+
+    augment = {
+        "reflectance_gain": 0.1, "reflectance_offset": 0.02, "reflectance_noise": 0.01, "backscatter_shift_db": 1,
+        "backscatter_noise_db": 0.5, "drop_dates": 0.3, "drop_sensors": 0.2,
+    }  # fmt: skip
+    model = settings(epochs=2, augment=augment, order=order)
+    table = pd.read_parquet(tiles[0])
+    taught = (table.split == "train").to_numpy()
+    table.loc[taught, "sampling"] = np.resize(np.float32([0.4, 1.6]), taught.sum())
+    table.to_parquet(tmp_path / "index.parquet")
+    balanced = tmp_path / "index.parquet", *tiles[1:]
+    expected = run(balanced, tmp_path / "undisturbed", model)[0]
+    original = covermap.train.run_epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(covermap.train, "run_epoch", dying)
+        with pytest.raises(Killed):
+            run(balanced, tmp_path / "again", model)
+    process = multiprocessing.get_context("spawn").Process(target=run, args=(balanced, tmp_path / "again", model))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert (tmp_path / "again" / "weights.safetensors").read_bytes() == expected.read_bytes()
+    logs = [pd.read_csv(tmp_path / name / "log.csv") for name in ("undisturbed", "again")]
+    columns = ["epoch", "train_loss", "val_loss", "learning_rate"]
+    pd.testing.assert_frame_equal(logs[0][columns], logs[1][columns], check_exact=True)
+
+
+# --- which tiles count, and what the priors are ----------------------------------------------------------------------
+
+
+def changed(tiles, folder, split):
+    """The tiles, but those of one split with other labels and brighter."""
+    folder.mkdir()
+    table = pd.read_parquet(tiles[0])
+    stores = []
+    for (_, block), source in zip(tiles[2], tiles[1], strict=True):
+        arrays = load_file(source)
+        here = (table.split[table.block == block] == split).to_numpy()
+        arrays["label"][here] = arrays["label"][here] % 3 + 1
+        arrays["s2"][here] += 700
+        stores.append(folder / source.name)
+        with safe_open(source, "numpy") as file:
+            save_file(arrays, stores[-1], file.metadata())
+    return tiles[0], stores, tiles[2]
+
+
+def test_a_network_learns_from_training_tiles_and_chooses_by_those_of_validation(tiles, tmp_path):
+    model = settings(epochs=1)
+    weights, _, log = run(tiles, tmp_path / "none", model)
+    losses = pd.read_csv(log)
+    for split, teaches, chooses in (("train", True, True), ("validation", False, True), ("test", False, False)):
+        found, _, log = run(changed(tiles, tmp_path / f"{split}_tiles", split), tmp_path / split, model)
+        told = pd.read_csv(log)
+        assert (found.read_bytes() != weights.read_bytes()) == teaches  # the statistics of the inputs are among them
+        assert (told.train_loss[0] != losses.train_loss[0]) == teaches
+        assert (told.val_loss[0] != losses.val_loss[0]) == chooses
+
+
+def test_the_random_forest_learns_from_training_tiles_alone(area, tiles, tmp_path, monkeypatch):
+    monkeypatch.setattr(covermap.baseline, "SAMPLES", 2000)
+
+    def mapped(given, name):
+        sensors, grids = ("sentinel1", "sentinel2"), list(area.blocks.values())
+        stacks = list(area.stacks.values())
+        map_baseline(*given[:2], stacks, tmp_path / name, given[2], area.grid, grids, sensors, TILES, 1)
+        return read_window(tmp_path / name, area.grid, fill=0)
+
+    expected = mapped(tiles, "none.tif")
+    for split in ("train", "validation", "test"):
+        found = mapped(changed(tiles, tmp_path / split, split), f"{split}.tif")
+        assert (found != expected).any() == (split == "train")
+
+
+@pytest.mark.parametrize("rule", ["none", "inverse"])
+@pytest.mark.parametrize("weight", [100, 60])
+def test_priors_undo_uneven_drawing_and_weights(tmp_path, rule, weight):
+    """Tile A is 3/4 of class 1 and 1/4 of class 2, B of class 1 alone; A is drawn three times as often."""
+    labels = np.ones((2, 32, 32), np.uint8)
+    labels[0, :8] = 2
+    weights = np.where(labels == 2, weight, 100).astype(np.uint8)
+    weights[:, :, :4] = 0  # seen by no satellite, of both classes alike
+    inputs = np.arange(2 * 2 * 1024, dtype=np.uint16).reshape(2, 1, 2, 32, 32)
+    index = tmp_path / "index.parquet"
+    rows = pd.DataFrame({"row": [0, 0], "column": [0, 32], "aoi": "here", "block": "b", "split": "train"})
+    rows = rows.assign(class_1=[768, 1024], class_2=[256, 0], class_3=0, sampling=np.float32([1.5, 0.5]), geometry=b"")
+    rows.to_parquet(index)
+    arrays = {"s2": inputs, "label": labels, "weight": weights}
+    kinds = {key: (values.dtype, values.shape[1:]) for key, values in arrays.items()}
+    with new_store(tmp_path / "store", 2, kinds, {"meaning": "{}", "places": places_digest(rows)}) as write:
+        for number in range(2):
+            write(number, {key: values[number] for key, values in arrays.items()})
+    training = TileStore({("here", "b"): tmp_path / "store"}, index, "train")
+    net = build(settings(), {"s2": (1, 2)}, 3, {"s2": {"band": ["B04", "B08"]}})
+    recipe = settings(class_weights=rule, weight_cap=1000).training
+    of_class = prepare(net, training, labelled_pixels(training, 3), recipe)
+    seen, there = np.array([1.5 * 768 + 0.5 * 1024, 1.5 * 256]), np.array([1792, 256])
+    in_loss = {"none": np.ones(2), "inverse": 2048 / seen / 2}[rule]
+    np.testing.assert_allclose(of_class, [*in_loss, 0], rtol=1e-6)
+    expected = in_loss * (seen / there) * (1, weight / 100)
+    np.testing.assert_allclose(net.log_weights, [*np.log(expected), 0], rtol=1e-5)
+
+
 def test_a_killed_training_does_not_resume_on_other_data(tiles, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
@@ -209,7 +325,7 @@ def test_areas_whose_inputs_mean_different_things_are_refused(area, tiles, tmp_p
     name = next(iter(area.blocks))
     other = tmp_path / "other.safetensors"
     stack = stack_of(area.s1, area.s2, tmp_path / "s.zarr.zip", area.blocks[name], bands=BANDS[::-1])
-    pack_tiles(tiles[0], stack, area.labels[name], other, "here", name, TILES)
+    pack_tiles(tiles[0], stack, area.labels[name], other, "here", name, TILES.pixels)
     with pytest.raises(ModelError, match=rf"has band B04, B08 of s2, {other} has B08, B04"):
         run((tiles[0], [other, tiles[1][1]], tiles[2]), tmp_path / "mixed", settings())
     assert not (tmp_path / "mixed" / "weights.safetensors").exists()
@@ -329,7 +445,7 @@ def test_the_map_is_one_band_with_colours_and_ends_at_the_area(area, trained, tm
     )
     left, bottom, right, top = area.grid.bounds
     outline = project(box(left + 300, bottom + 100, right - 300, top - 100), area.grid.crs, "EPSG:4326")
-    files = [tmp_path / name for name in ("map.tif", "confidence.tif", "map.qml")]
+    files = [tmp_path / name for name in ("map.tif", "confidence.tif", "map.qml", "map.tif.aux.xml")]
     period = Period(start="2022-01-01", end="2022-02-28")
     blocks = list(area.blocks.values())
     mosaic(predictions, *files, listing, area.grid, blocks, outline.wkt, LEGEND, period, "unet", "mine {years}")
@@ -345,6 +461,8 @@ def test_the_map_is_one_band_with_colours_and_ends_at_the_area(area, trained, tm
     with rasterio.open(files[1]) as raster:
         np.testing.assert_array_equal(raster.read(1) == CONFIDENCE_NODATA, values == 0)
         assert raster.tags()["TIFFTAG_COPYRIGHT"] == "mine 2021, 2022"
+    pixels = [int(row.findall("F")[6].text) for row in ElementTree.parse(files[3]).iter("Row")]
+    assert pixels == np.bincount(values.ravel(), minlength=len(LEGEND.classes) + 1)[1:].tolist()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
@@ -353,7 +471,7 @@ def test_an_area_without_observations_is_explained(area, tmp_path, listing):
     empty = np.stack([np.zeros(block.shape, np.uint8), np.full(block.shape, CONFIDENCE_NODATA, np.uint8)])
     write_raster(tmp_path / "p.tif", empty, block, nodata=CONFIDENCE_NODATA)
     outline = project(block.polygon, block.crs, "EPSG:4326")
-    files = [tmp_path / name for name in ("map.tif", "confidence.tif", "map.qml")]
+    files = [tmp_path / name for name in ("map.tif", "confidence.tif", "map.qml", "map.tif.aux.xml")]
     period = Period(start="2022-01-01", end="2022-02-28")
     with pytest.raises(CoverageError, match="no pixel"):
         mosaic([tmp_path / "p.tif"], *files, listing, block, [block], outline.wkt, LEGEND, period, "unet", "mine")
@@ -366,14 +484,6 @@ def test_windows_lie_on_an_absolute_lattice():
     assert set(window_starts(0, 64, 32, 24)) | set(window_starts(64, 64, 32, 24)) == whole
     assert (blend_weights(32, 16) > 0).all()
     np.testing.assert_allclose(blend_weights(32, 16)[:16] + blend_weights(32, 16)[16:], 1, rtol=1e-6)
-
-
-def test_symmetries_are_eight_and_move_inputs_and_labels_alike():
-    square = torch.arange(9).reshape(1, 3, 3)
-    batch = {"s1": square[None, None].repeat(1, 2, 2, 1, 1), "label": square}
-    turned = [symmetry(batch, number) for number in range(8)]
-    assert len({tuple(one["label"].flatten().tolist()) for one in turned}) == 8
-    assert all((one["s1"][0, 1, 1] == one["label"][0]).all() for one in turned)
 
 
 def test_the_learning_rate_rises_and_falls():

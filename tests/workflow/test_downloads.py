@@ -101,7 +101,7 @@ def ordering(folder, url):
     shutil.copytree(ROOT / "resources" / "legends", folder / "resources" / "legends")
     settings["mirrors"] = {"clms": url}
     demo = settings["aois"]["demo"]
-    demo["labels"] = {"source": "urban_atlas", "path": "auto", "year": 2018}
+    demo["labels"] = {"source": "urban_atlas", "path": "auto", "year": 2018, "other_year": True}
     demo["reference"] = None
     return settings
 

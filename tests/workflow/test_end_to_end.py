@@ -113,12 +113,17 @@ AFTER_TRAINING = {"train", "predict_block", "mosaic_default", "evaluate", "repor
             100,
             AFTER_TRAINING | {"stack_block", "pack_tiles", "map_baseline", "reference_block", "check_scene"},
         ),
-        ("models/unet_demo/tiles/max_cloud", 50, AFTER_TRAINING | {"index_tiles", "pack_tiles", "map_baseline"}),
+        (
+            "models/unet_demo/tiles/max_cloud",
+            50,
+            AFTER_TRAINING | {"index_tiles", "pack_tiles", "survey_split", "map_baseline"},
+        ),
         (
             "aois/demo/labels/shoreline",
             {"water": ["water"]},
             AFTER_TRAINING
-            | {"find_shoreline", "mask_shoreline", "sweep_shoreline", "index_tiles", "pack_tiles", "map_baseline"},
+            | {"find_shoreline", "mask_shoreline", "sweep_shoreline", "index_tiles", "pack_tiles", "survey_split"}
+            | {"map_baseline"},
         ),
     ],
 )

@@ -11,6 +11,8 @@ localrules:
     download_orbit,
     download_labels,
     download_reference,
+    download_other_year,
+    download_agreeing,
     download_urban_atlas,
     download_urban_atlas_reference,
 
@@ -182,6 +184,34 @@ use rule download_labels as download_reference with:
         grid=aoi_grid,
         collection=lambda wildcards: CFG.aois[wildcards.aoi].reference.collection,
         year=lambda wildcards: CFG.aois[wildcards.aoi].reference.year,
+        mirrors=plain(CFG.mirrors),
+        version=1,
+
+
+use rule download_labels as download_other_year with:
+    output:
+        labels="resources/labels/{aoi}/{year}.tif",
+    log:
+        "results/logs/download_other_year/{aoi}/{year}.log",
+    wildcard_constraints:
+        year=r"\d{4}",
+    params:
+        grid=aoi_grid,
+        collection=lambda wildcards: CFG.aois[wildcards.aoi].labels.collection,
+        year=lambda wildcards: int(wildcards.year),
+        mirrors=plain(CFG.mirrors),
+        version=1,
+
+
+use rule download_labels as download_agreeing with:
+    output:
+        labels="resources/agreeing/{aoi}.tif",
+    log:
+        "results/logs/download_agreeing/{aoi}.log",
+    params:
+        grid=aoi_grid,
+        collection=lambda wildcards: CFG.aois[wildcards.aoi].labels.weak.agree_with.collection,
+        year=lambda wildcards: CFG.aois[wildcards.aoi].labels.weak.agree_with.year,
         mirrors=plain(CFG.mirrors),
         version=1,
 

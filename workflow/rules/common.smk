@@ -9,11 +9,22 @@ os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [sys.path[0], os.geten
 
 from covermap.attribution import attribution
 from covermap.clms_key import service_key
-from covermap.config import check_classes, check_files, check_window, load, model_legend
+from covermap.config import (
+    check_classes,
+    check_files,
+    check_maps,
+    check_window,
+    contemporaries,
+    labels_legend,
+    load,
+    model_legend,
+    held_out_area,
+)
 from covermap.dates import step_of, steps_of
 from covermap.errors import CovermapError, CoverageError, SettingError
 from covermap.grid import area_blocks, area_grid, project, read_area
 from covermap.legend import read_legend
+from covermap.models.options import OPTIONS
 from covermap.orbits import choose_orbit, has_orbits
 from covermap.providers import PROVIDERS, Query
 from covermap.scenes import (
@@ -30,6 +41,7 @@ from covermap.scenes import (
     told_gaps,
 )
 from covermap.selection import gaps, pinned_items
+from covermap.settings import Images
 
 
 def plainly(function):
@@ -62,8 +74,14 @@ def of_area(function):
 CFG = plainly(load)(config)
 
 
+def one_of(names):
+    """What a wildcard may be; without any name nothing."""
+    return "|".join(names) or "(?!)"
+
+
 wildcard_constraints:
     aoi="|".join(CFG.aois),
+    patches=one_of(CFG.patches),
     model="|".join(CFG.models),
     block=r"x-?\d+y-?\d+",
     scene=r"[\w.-]+",
@@ -206,8 +224,9 @@ def block_grid(wildcards):
 
 
 @plainly
-def legend_of(model):
-    return plain(model_legend(CFG, model))
+def legend_of(model, aoi=None):
+    """Legend of what a model maps, with names in the language of an area; none: in English."""
+    return plain(model_legend(CFG, model, CFG.aois[aoi].language if aoi else "en"))
 
 
 @plainly
@@ -222,9 +241,38 @@ def clouds_matter(model):
     return "sentinel2" in model.sensors and ("sentinel1" not in model.sensors or model.tiles.max_cloud is not None)
 
 
+def stacks_matter(model):
+    """Whether which tiles are kept depends on what was observed."""
+    return clouds_matter(model) or model.tiles.count_gaps
+
+
 def model_blocks(wildcards):
-    """Area and block of every block that a model learns from."""
-    return [(aoi, block) for aoi in CFG.models[wildcards.model].train_on for block in blocks_of(aoi)]
+    """Area and block of every block that a model learns from or is tested on; a set of patches is one block."""
+    model = CFG.models[wildcards.model]
+    if wildcards.model in CFG.classifiers:
+        return [(model.train_on[0], "patches")]
+    return [(aoi, block) for aoi in (*model.train_on, *model.test_on) for block in blocks_of(aoi)]
+
+
+def model_grids(wildcards):
+    """The same with the grid of each block."""
+    return [(aoi, name, plain(blocks_of(aoi)[name])) for aoi, name in model_blocks(wildcards)]
+
+
+def held_out_whole(wildcards):
+    """Areas that a model is tested on, each with those that it learns from in the same time."""
+    return contemporaries(CFG, wildcards.model)
+
+
+def margin_of(wildcards):
+    model = CFG.models[wildcards.model]
+    return OPTIONS[model.network](**model.options).margin_pixels
+
+
+@plainly
+def tested(wildcards):
+    """The job's area, where test tiles of its own tell what is held out of it."""
+    return held_out_area(CFG, wildcards.aoi, wildcards.model)
 
 
 @plainly
@@ -233,7 +281,7 @@ def shoreline_of(wildcards):
     labels = CFG.aois[wildcards.aoi].labels
     if labels is None or labels.shoreline is None:
         raise SettingError(f"aois.{wildcards.aoi}.labels.shoreline is not set, so there is none to write: set it")
-    ids = {entry.key: entry.id for entry in read_legend(labels.legend).classes}
+    ids = {entry.key: entry.id for entry in labels_legend(labels).classes}
     return {**plain(labels.shoreline), "water": [ids[name] for name in labels.shoreline.water]}
 
 
@@ -468,10 +516,11 @@ def stacks_near(wildcards):
 
 
 def model_files(pattern):
-    """One file a block of all areas that a model learns from."""
+    """One file a block of all areas that a model learns from or is tested on."""
 
     def find(wildcards):
         model = wildcards.model
+        plainly(check_maps)(CFG, model)
         return [pattern.format(aoi=aoi, block=block, model=model) for aoi, block in model_blocks(wildcards)]
 
     return find
@@ -480,7 +529,86 @@ def model_files(pattern):
 def labels_of(aoi, block):
     """Labels of a block that models learn from."""
     labels = CFG.aois[aoi].labels
-    return f"results/{'shorelines' if labels and labels.shoreline else 'labels'}/{aoi}/{block}.tif"
+    return f"results/shorelines/{aoi}/{block}.tif" if labels and labels.shoreline else trusted_labels(aoi, block)
+
+
+def trusted_labels(aoi, block):
+    """The same before water that comes and goes is excluded."""
+    labels = CFG.aois[aoi].labels
+    return f"results/{'weakened' if labels and labels.is_weak else 'labels'}/{aoi}/{block}.tif"
+
+
+def reading(labels):
+    """How a map of labels becomes class ids."""
+    return {
+        "source": labels.source,
+        "codes": plainly(labels_legend)(labels).codes,
+        "attribute": labels.code_attribute,
+        "polygons": plain(labels.polygons),
+    }
+
+
+def weak_setting(name):
+    """A setting of the weak labels of the job's area."""
+    return lambda wildcards: getattr(CFG.aois[wildcards.aoi].labels.weak, name)
+
+
+def stable_maps(wildcards):
+    """The map of labels of the job's area in other years."""
+    maps, aoi = weak_setting("stable_with")(wildcards), wildcards.aoi
+    return [f"resources/labels/{aoi}/{one}.tif" if isinstance(one, int) else brought(aoi, one) for one in maps]
+
+
+def agreeing_map(wildcards):
+    """The map that labels of the job's area are compared with, where there is one."""
+    other = weak_setting("agree_with")(wildcards)
+    if other is None:
+        return []
+    return f"resources/agreeing/{wildcards.aoi}.tif" if other.path == "auto" else brought(wildcards.aoi, other.path)
+
+
+def reading_agreeing(wildcards):
+    other = weak_setting("agree_with")(wildcards)
+    return reading(other) if other else None
+
+
+def class_ids(wildcards):
+    """Ids of the classes of the labels of the job's area, by key."""
+    return {entry.key: entry.id for entry in plainly(labels_legend)(CFG.aois[wildcards.aoi].labels).classes}
+
+
+def patches_of(wildcards):
+    """Settings of the job's set of patches: its own, or the one that its model learns from."""
+    return CFG.patches[wildcards.get("patches") or CFG.models[wildcards.model].train_on[0]]
+
+
+@plainly
+def patches_legend(wildcards):
+    """Legend of the job's set of patches."""
+    return plain(read_legend(patches_of(wildcards).legend))
+
+
+def images_of(wildcards):
+    """What the images of the job's set of patches hold."""
+    return patches_of(wildcards).model_dump(mode="json", include=set(Images.model_fields))
+
+
+@plainly
+def patches_source(wildcards):
+    """Zip or folder of the job's set of patches."""
+    path = patches_of(wildcards).path
+    if not path.exists():
+        raise SettingError(f"the patches' path is {path}, which does not exist: mend the path or bring the file")
+    return path
+
+
+@plainly
+def split_lists(wildcards):
+    """Lists of training, validation and test, where the job's model is split by them."""
+    if CFG.models[wildcards.model].tiles.split != "lists":
+        return []
+    lists = patches_of(wildcards).lists
+    return [lists.train, lists.validation, lists.test]
 
 
 def shoreline_file(pattern):
@@ -617,7 +745,9 @@ def attribution_of(wildcards):
     """Whose data a map of the job's area contains: by the job's model, or that of the area."""
     aoi = CFG.aois[wildcards.aoi]
     taught = CFG.models[wildcards.get("model", aoi.model)].train_on
-    return attribution(aoi.provider.name, aoi.dem == "glo30", [CFG.aois[area].labels for area in taught])
+    labels = [CFG.aois[area].labels for area in taught]
+    maps = [*labels, *(one.weak.agree_with for one in labels if one)]
+    return attribution(aoi.provider.name, aoi.dem == "glo30", maps)
 
 
 def missing_in(wildcards):

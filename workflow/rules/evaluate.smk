@@ -19,6 +19,7 @@ rule map_baseline:
         sensors=lambda wildcards: CFG.models[wildcards.model].sensors,
         tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
         seed=lambda wildcards: CFG.models[wildcards.model].seed,
+        tested=tested,
         version=1,
     script:
         "../scripts/map_baseline.py"
@@ -32,6 +33,7 @@ rule evaluate:
             blocks_in("results/references/{aoi}/{block}.tif")(wildcards) if CFG.aois[wildcards.aoi].reference else []
         ),
         baseline="results/baselines/{aoi}/{model}.tif",
+        index=lambda wildcards: f"results/tiles/{wildcards.model}/index.parquet" if tested(wildcards) else [],
     output:
         accuracy="results/accuracy/{aoi}/{model}.json",
     log:
@@ -42,6 +44,7 @@ rule evaluate:
         legend=compared_legend,
         tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
         seed=lambda wildcards: CFG.models[wildcards.model].seed,
+        tested=tested,
         version=1,
     script:
         "../scripts/evaluate.py"
@@ -54,6 +57,7 @@ rule report:
         accuracy=accuracy_of,
         metrics=lambda wildcards: f"results/models/{default_model(wildcards)}/metrics.json",
         training_log=lambda wildcards: f"results/models/{default_model(wildcards)}/log.csv",
+        survey=lambda wildcards: f"results/tiles/{default_model(wildcards)}/survey.json",
         listing="results/scenes/{aoi}.json",
         stacks=blocks_in("results/stacks/{aoi}/{block}.zarr.zip"),
         quality=checked(".json"),
@@ -67,7 +71,7 @@ rule report:
     conda:
         "../../envs/covermap.yaml"
     params:
-        legend=lambda wildcards: legend_of(default_model(wildcards)),
+        legend=lambda wildcards: legend_of(default_model(wildcards), wildcards.aoi),
         area="{aoi}",
         period=aoi_setting("period"),
         model=default_model,

@@ -30,6 +30,7 @@ rule mosaic:
         map="results/maps/{aoi}/{model}.tif",
         confidence="results/maps/{aoi}/{model}.confidence.tif",
         style="results/maps/{aoi}/{model}.qml",
+        attributes="results/maps/{aoi}/{model}.tif.aux.xml",
     log:
         "results/logs/mosaic/{aoi}/{model}.log",
     benchmark:
@@ -40,7 +41,7 @@ rule mosaic:
         grid=aoi_grid,
         blocks=aoi_blocks,
         area=aoi_area,
-        legend=lambda wildcards: legend_of(wildcards.model),
+        legend=lambda wildcards: legend_of(wildcards.model, wildcards.aoi),
         period=aoi_setting("period"),
         model="{model}",
         attribution=attribution_of,
@@ -62,6 +63,7 @@ use rule mosaic as mosaic_default with:
         map="results/maps/{aoi}.tif",
         confidence="results/maps/{aoi}.confidence.tif",
         style="results/maps/{aoi}.qml",
+        attributes="results/maps/{aoi}.tif.aux.xml",
     log:
         "results/logs/mosaic_default/{aoi}.log",
     benchmark:
@@ -70,7 +72,7 @@ use rule mosaic as mosaic_default with:
         grid=aoi_grid,
         blocks=aoi_blocks,
         area=aoi_area,
-        legend=lambda wildcards: legend_of(default_model(wildcards)),
+        legend=lambda wildcards: legend_of(default_model(wildcards), wildcards.aoi),
         period=aoi_setting("period"),
         model=default_model,
         attribution=attribution_of,

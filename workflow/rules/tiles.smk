@@ -3,23 +3,58 @@ rule index_tiles:
         labels=lambda wildcards: [labels_of(aoi, block) for aoi, block in model_blocks(wildcards)],
         stacks=lambda wildcards: (
             model_files("results/stacks/{aoi}/{block}.zarr.zip")(wildcards)
-            if clouds_matter(CFG.models[wildcards.model])
+            if stacks_matter(CFG.models[wildcards.model])
             else []
         ),
     output:
         index="results/tiles/{model}/index.parquet",
     log:
         "results/logs/index_tiles/{model}.log",
+    wildcard_constraints:
+        model=one_of(CFG.mappers),
     conda:
         "../../envs/covermap.yaml"
     params:
-        blocks=lambda wildcards: [(aoi, name, plain(blocks_of(aoi)[name])) for aoi, name in model_blocks(wildcards)],
+        blocks=model_grids,
         tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
         seed=lambda wildcards: CFG.models[wildcards.model].seed,
-        classes=lambda wildcards: len(legend_of(wildcards.model)["classes"]),
-        version=2,
+        classes=lambda wildcards: [entry["key"] for entry in legend_of(wildcards.model)["classes"]],
+        sensors=lambda wildcards: CFG.models[wildcards.model].sensors,
+        clouds=lambda wildcards: clouds_matter(CFG.models[wildcards.model]),
+        test_on=held_out_whole,
+        margin_pixels=margin_of,
+        version=3,
     script:
         "../scripts/index_tiles.py"
+
+
+rule survey_split:
+    input:
+        index="results/tiles/{model}/index.parquet",
+        labels=lambda wildcards: [labels_of(aoi, block) for aoi, block in model_blocks(wildcards)],
+        packed=lambda wildcards: (
+            model_files("results/tiles/{model}/{aoi}/{block}.safetensors")(wildcards)
+            if CFG.models[wildcards.model].test_on
+            else []
+        ),
+    output:
+        survey="results/tiles/{model}/survey.json",
+    log:
+        "results/logs/survey_split/{model}.log",
+    wildcard_constraints:
+        model=one_of(CFG.mappers),
+    conda:
+        "../../envs/covermap.yaml"
+    params:
+        blocks=model_grids,
+        tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
+        classes=lambda wildcards: [entry["key"] for entry in legend_of(wildcards.model)["classes"]],
+        sensors=lambda wildcards: CFG.models[wildcards.model].sensors,
+        test_on=held_out_whole,
+        margin_pixels=margin_of,
+        version=2,
+    script:
+        "../scripts/survey_split.py"
 
 
 rule pack_tiles:
@@ -38,7 +73,7 @@ rule pack_tiles:
     params:
         aoi="{aoi}",
         name="{block}",
-        tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
-        version=2,
+        pixels=lambda wildcards: CFG.models[wildcards.model].tiles.pixels,
+        version=4,
     script:
         "../scripts/pack_tiles.py"

@@ -19,6 +19,6 @@ rule train:
         blocks=model_blocks,
         model=training_settings,
         classes=lambda wildcards: [entry["key"] for entry in legend_of(wildcards.model)["classes"]],
-        version=2,
+        version=4,
     script:
         "../scripts/train.py"

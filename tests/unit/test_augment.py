@@ -1,0 +1,182 @@
+"""Augmentation: what moves moves together, no data stays no data, and the same seeds give the same tiles."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from covermap.augment import generator, symmetry, vary
+from covermap.inputs import DAY, NODATA
+from covermap.settings import Augment, Model
+
+CPU = torch.device("cpu")
+
+
+def batch_of(tiles=6, steps=5, gaps=True):
+    random = np.random.default_rng(0)
+    batch = {
+        "s1": random.integers(-2500, -500, (tiles, steps, 2, 8, 8)).astype(np.int16),
+        "s2": random.integers(500, 4000, (tiles, steps, 3, 8, 8)).astype(np.int32),
+        "terrain": random.integers(0, 900, (tiles, 1, 1, 8, 8)).astype(np.int16),
+        DAY: np.full((tiles, steps, 8, 8), 100, np.int16),
+        "label": random.integers(0, 4, (tiles, 8, 8)).astype(np.uint8),
+        "weight": random.integers(1, 101, (tiles, 8, 8)).astype(np.uint8),
+    }
+    if gaps:
+        batch["s1"][:, 0, :, :3], batch["s2"][:, 1, :, :, 5:] = NODATA["s1"], NODATA["s2"]
+    return {key: torch.from_numpy(values) for key, values in batch.items()}
+
+
+def varied(batch, seeds=(1, 2, 3), inputs=("s1", "s2", "terrain"), **settings):
+    return vary(batch, Augment(**settings), inputs, generator(CPU, *seeds))
+
+
+def lost(batch, key):
+    """Which steps of each tile have no data at all."""
+    return (batch[key] == NODATA[key]).flatten(2).all(2)
+
+
+def test_symmetries_are_eight_and_move_inputs_days_and_labels_alike():
+    square = torch.arange(9).reshape(1, 3, 3)
+    inputs = {"s1": square[None, None].repeat(1, 2, 2, 1, 1), DAY: square[None].repeat(1, 2, 1, 1)}
+    batch = {**inputs, "label": square, "weight": 10 * square}
+    turned = [symmetry(batch, number) for number in range(8)]
+    assert len({tuple(one["label"].flatten().tolist()) for one in turned}) == 8
+    assert all((one["s1"][0, 1, 1] == one["label"][0]).all() for one in turned)
+    assert all((one[DAY][0, 1] == one["label"][0]).all() for one in turned)
+    assert all((one["weight"] == 10 * one["label"]).all() for one in turned)
+
+
+def test_without_settings_nothing_changes():
+    batch = batch_of()
+    found = varied(batch)
+    assert all(found[key] is batch[key] for key in batch)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"reflectance_gain": 0.2},
+        {"reflectance_offset": 0.02, "reflectance_noise": 0.01},
+        {"backscatter_shift_db": 2, "backscatter_noise_db": 1},
+        {"drop_dates": 0.4},
+        {"drop_sensors": 0.5},
+        {"drop_sensors": 0.3, "drop_dates": 0.3, "reflectance_noise": 0.01},
+    ],
+)
+def test_the_same_seeds_give_the_same_tiles_and_labels_stay(settings):
+    batch = batch_of()
+    first, again, other = (varied(batch, seeds, **settings) for seeds in ((1, 2, 3), (1, 2, 3), (1, 2, 4)))
+    assert all(torch.equal(first[key], again[key]) for key in batch)
+    assert any(not torch.equal(first[key], other[key]) for key in batch)
+    assert all(first[key].dtype == batch[key].dtype for key in batch)
+    assert torch.equal(first["label"], batch["label"]) and torch.equal(first["terrain"], batch["terrain"])
+
+
+@given(st.integers(0, 99), st.floats(0, 0.5), st.floats(0, 0.1), st.floats(0, 0.05), st.floats(0, 6), st.floats(0, 3))
+def test_radiometry_keeps_data_data_and_gaps_gaps(seed, gain, offset, noise, shift, speckle):
+    batch = batch_of()
+    batch["s2"][0, :, :, 0], batch["s2"][1, :, :, 0], batch["s1"][0, 1] = 1, 65535, -32767
+    found = varied(
+        batch,
+        (seed,),
+        reflectance_gain=gain,
+        reflectance_offset=offset,
+        reflectance_noise=noise,
+        backscatter_shift_db=shift,
+        backscatter_noise_db=speckle,
+    )
+    for key in ("s1", "s2"):
+        assert torch.equal(found[key] == NODATA[key], batch[key] == NODATA[key])
+    assert found["s2"].min() >= 0 and found["s2"].max() <= 65535
+    assert torch.equal(found["weight"], batch["weight"])
+
+
+def test_gain_and_shift_are_those_of_a_step_in_physical_units():
+    batch = batch_of(gaps=False)
+    found = varied(batch, reflectance_gain=0.2)
+    ratio = (found["s2"] / batch["s2"]).flatten(2)
+    assert (ratio.amax(2) - ratio.amin(2)).max() < 0.003  # one gain a step; integers are rounded
+    assert 0.8 - 1e-3 <= ratio.min() < 0.9 and 1.1 < ratio.max() <= 1.2 + 1e-3
+    assert ratio.mean(2).std() > 0.05
+    found = varied(batch, backscatter_shift_db=2, reflectance_offset=0.05)
+    shift = (found["s1"] - batch["s1"]).flatten(2)
+    assert torch.equal(shift.amax(2), shift.amin(2)) and -200 <= shift.min() < -100 and 100 < shift.max() <= 200
+    offset = (found["s2"] - batch["s2"]).flatten(2)
+    assert torch.equal(offset.amax(2), offset.amin(2)) and -500 <= offset.min() < -250 and 250 < offset.max() <= 500
+
+
+def test_noise_has_the_deviation_that_was_asked_for():
+    batch = batch_of(40, 6, gaps=False)
+    batch["s2"] += 2000
+    found = varied(batch, reflectance_noise=0.01, backscatter_noise_db=0.5)
+    assert (found["s2"] - batch["s2"]).float().std() == pytest.approx(100, rel=0.02)
+    assert (found["s1"] - batch["s1"]).float().std() == pytest.approx(50, rel=0.02)
+
+
+def test_dates_are_dropped_whole_with_their_days_and_never_the_last():
+    batch = batch_of(200, 4)
+    batch["s2"][:50, 1:], batch[DAY][:50, 1:] = 0, 0  # one step has data
+    found = varied(batch, drop_dates=0.5)
+    for key in ("s1", "s2"):
+        dropped = lost(found, key)
+        kept = ~dropped[:, :, None, None, None].expand(found[key].shape)
+        assert torch.equal(found[key][kept], batch[key][kept])
+        assert not dropped.all(1).any()
+    assert not lost(found, "s2")[:50, 0].any()
+    assert torch.equal((found[DAY] == 0).flatten(2).all(2), lost(found, "s2"))
+    rest = lost(found, "s1").float().mean()
+    assert 0.4 < rest < 0.5  # a little less than asked for, since one stays
+    assert not torch.equal(lost(found, "s1")[50:], lost(found, "s2")[50:])
+
+
+def test_a_step_that_was_filled_in_is_not_the_one_that_stays():
+    batch = batch_of(100, 3, gaps=False)
+    batch[DAY][:, 1:] = 0  # filled from the first
+    found = varied(batch, drop_dates=0.9)
+    assert not lost(found, "s2")[:, 0].any() and lost(found, "s2")[:, 1:].float().mean() > 0.8
+
+
+def test_one_sensor_of_two_is_dropped_where_the_other_saw_something():
+    batch = batch_of(400, 2)
+    batch["s2"][:100] = 0
+    batch["s1"][100:200] = NODATA["s1"]
+    found = varied(batch, drop_sensors=0.5)
+    gone = {key: lost(found, key).all(1) for key in ("s1", "s2")}
+    assert not gone["s1"][:100].any() and not gone["s2"][100:200].any()
+    assert not (gone["s1"] & gone["s2"]).any()
+    assert 0.15 < gone["s1"][200:].float().mean() < 0.35 and 0.15 < gone["s2"][200:].float().mean() < 0.35
+    assert ((found[DAY] == 0).flatten(1).all(1) == gone["s2"])[200:].all()
+
+
+def test_a_pixel_that_nothing_is_left_of_has_no_weight():
+    batch = batch_of(100, 2, gaps=False)
+    batch["s1"][:, :, :, :3] = NODATA["s1"]
+    found = varied(batch, drop_sensors=0.9)
+    gone = lost(found, "s2").all(1)
+    assert gone.any() and not found["weight"][gone][:, :3].any()
+    assert torch.equal(found["weight"][gone][:, 3:], batch["weight"][gone][:, 3:])
+    assert torch.equal(found["weight"][~gone], batch["weight"][~gone])
+
+
+def test_inputs_that_the_network_does_not_see_do_not_count():
+    batch = batch_of()
+    found = varied(batch, inputs=("s2",), backscatter_shift_db=3, drop_dates=0.5)
+    assert torch.equal(found["s1"], batch["s1"]) and not lost(found, "s2").all(1).any()
+
+
+@pytest.mark.parametrize(
+    ("sensors", "augment", "told"),
+    [
+        (["sentinel2"], {"drop_sensors": 0.2}, "drop_sensors is 0.2, but sensors are sentinel2: set it to 0"),
+        (["sentinel2", "terrain"], {"backscatter_shift_db": 1}, "backscatter_shift_db is 1.0.*add sentinel1"),
+        (["sentinel1"], {"reflectance_gain": 0.1}, "reflectance_gain is 0.1.*add sentinel2"),
+        (["sentinel1"], {"drop_dates": 0.95}, "drop_dates"),
+        (["sentinel1"], {"mirror": True}, "mirror"),
+    ],
+)
+def test_settings_that_change_nothing_are_refused(sensors, augment, told):
+    with pytest.raises(ValidationError, match=told):
+        Model(network="unet", train_on=["here"], sensors=sensors, training={"augment": augment})
