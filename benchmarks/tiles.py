@@ -234,7 +234,7 @@ def front_to_back(paths: list[Path]) -> None:
 
 def torchgeo(folder: Path, side: int, cache_mb: int) -> float:
     """Its tiles a second, GDAL's cache being as large as given, with 0 or 2 workers: in a process each, since it fails
-    where workers are forked after the first reading (torchgeo issue 449)."""
+    where workers are forked after the first reading (known to its authors since 2022)."""
     words = [folder, TILE, max(side // BLOCK, 2) * 2 * BATCH, BATCH]
     return max(
         float(run([PYTHON, "-c", TORCHGEO, *words, workers], GDAL_CACHEMAX=str(cache_mb))[2]) for workers in (0, 2)
