@@ -438,7 +438,7 @@ def test_a_missing_catalogue_is_named(settings):
 def test_the_example_of_the_readme_is_valid():
     example = yaml.safe_load(re.search(r"```yaml\n(.*?)```", Path("README.md").read_text(), re.DOTALL).group(1))
     config = load({**example, "targets": list(example["aois"])})
-    assert config.section("sentinel1", "acre").geoid == "egm2008"  # without it a DEM above the sea is an error
+    assert (config.aois["acre"].dem, config.section("sentinel1", "acre").orbits) == ("glo30", "auto")  # all is fetched
 
 
 def test_overrides_of_an_area_reach_its_section(settings):
