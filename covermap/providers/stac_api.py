@@ -142,6 +142,7 @@ def address(asset: Mapping[str, Any]) -> str:
 
 
 def is_http(href: str) -> bool:
+    """Whether an address is fetched over HTTP; others, such as s3://, are not."""
     return href.startswith(("https://", "http://"))
 
 
