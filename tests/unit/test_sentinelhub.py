@@ -318,7 +318,7 @@ sentinelhub.fetch(item, Path(product), Provider(name="sentinelhub", url=url), ("
 
 
 def test_processes_share_the_connections_of_the_account(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
     open_now, most = [], []
 
     def slowly(asked):
