@@ -43,7 +43,7 @@ from covermap.models.normalise import channel_statistics
 from covermap.store import TileStore, new_store, places_digest
 
 CRS, LEFT, TOP = "EPSG:32633", 300000, 5900040
-TILE, BLOCK, BATCH, FIELD, RUNS = 256, 1024, 16, 32, 7
+TILE, BLOCK, BATCH, FIELD, RUNS = 256, 1024, 16, 32, 11
 LABELS_BLOCK = 2048  # of the rasterised area, half the usual
 PIECE = 1 << 23  # bytes that a front-to-back reading asks for
 CPU = torch.device("cpu")
