@@ -8,7 +8,7 @@ of the spatial split count. In every confusion matrix the rows are the map and t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -180,12 +180,13 @@ def evaluate(
         )
     if reference and not counts["map_vs_reference"].any():
         raise CoverageError(f"{reference[0]} and its like have no class at a held-out pixel: check the reference map")
+    keys = [entry.key for entry in legend.classes]
     result = {
         "held_out": _held_out(counts["map_vs_label"]),
-        "agreement": {pair: _scores(counts[pair], legend, seed) for pair in ("map_vs_label", "baseline_vs_label")},
-        "reference": _against_reference(counts, legend, seed) if reference else None,
+        "agreement": {pair: agreement(counts[pair], keys, seed) for pair in ("map_vs_label", "baseline_vs_label")},
+        "reference": _against_reference(counts, keys, seed) if reference else None,
         "confusion": {
-            "classes": [entry.key for entry in legend.classes],
+            "classes": keys,
             "rows": "the first named",
             **{pair: matrices.sum(0).tolist() for pair, matrices in counts.items() if matrices.any()},
         },
@@ -201,23 +202,31 @@ def _held_out(matrices: np.ndarray) -> dict[str, int]:
     return {"cells": int((pixels > 0).sum()), "pixels": int(pixels.sum())}
 
 
-def _scores(matrices: np.ndarray, legend: Legend, seed: int) -> Scores:
-    """Scores of all cells together, classes by key, with the interval of the overall agreement over the cells."""
-    result = scores(matrices.sum(0))
+def agreement(matrices: np.ndarray, keys: Sequence[str], seed: int, *, min_pixels: int = MIN_PIXELS) -> Scores:
+    """Scores of all cells together, classes by key, with the interval of the overall agreement over the cells.
+
+    Parameters
+    ----------
+    matrices : confusion matrices int64 (n, K, K) of the cells, rows map.
+    keys : of the classes.
+    seed : of the bootstrap.
+    min_pixels : see :func:`scores`.
+    """
+    result = scores(matrices.sum(0), min_pixels=min_pixels)
     pixels = matrices.sum((1, 2))
     hits = matrices.trace(axis1=1, axis2=2)[pixels > 0]
     interval = block_bootstrap(hits, np.zeros_like(hits), pixels[pixels > 0], seed=seed)
-    by_key = {entry.key: row for entry, row in zip(legend.classes, result["classes"], strict=True)}
+    by_key = dict(zip(keys, result["classes"], strict=True))
     return result | {"low": interval["low"], "high": interval["high"], "classes": by_key}
 
 
-def _against_reference(counts: Mapping[str, np.ndarray], legend: Legend, seed: int) -> dict[str, Any]:
+def _against_reference(counts: Mapping[str, np.ndarray], keys: Sequence[str], seed: int) -> dict[str, Any]:
     pixels = counts["map_vs_reference"].sum((1, 2))
     seen = pixels > 0
     matrices = {name: counts[f"{name}_vs_reference"] for name in ("map", "label", "baseline")}
     hits = {name: cells.trace(axis1=1, axis2=2)[seen] for name, cells in matrices.items()}
     result: dict[str, Any] = _held_out(counts["map_vs_reference"])
-    result |= {name: _scores(cells, legend, seed) for name, cells in matrices.items()}
+    result |= {name: agreement(cells, keys, seed) for name, cells in matrices.items()}
     for other in ("label", "baseline"):
         result[f"map_minus_{other}"] = block_bootstrap(hits["map"], hits[other], pixels[seen], seed=seed)
     f1 = {name: {key: row["f1"] for key, row in result[name]["classes"].items()} for name in ("map", "label")}

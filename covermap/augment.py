@@ -1,17 +1,20 @@
 """Other views of the same tiles, made on the device from the integers of a batch.
 
 Every function takes and gives batches as ``loader.load`` delivers them: s1 and terrain int16 and s2 int32 (B, T, C, H,
-W), ``day`` int16 (B, T, H, W), ``label`` and ``weight`` uint8 (B, H, W). What is no data stays no data, and what is
-data stays data, unless a step or sensor is dropped. Labels are moved by the symmetries alone, pixel by pixel.
+W), ``day`` int16 (B, T, H, W), ``label`` and ``weight`` uint8 (B, H, W), or (B,) of patches, which stay as they are.
+What is no data stays no data, and what is data stays data, unless a step or sensor is dropped. Labels are moved with
+the pixels that they belong to, and never mixed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import grid_sample
 
 from covermap.inputs import DAY, NODATA, SATELLITES
 from covermap.settings import Augment
@@ -37,14 +40,23 @@ def generator(device: torch.device, *seeds: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(state >> 1)
 
 
-def vary(batch: Batch, settings: Augment, inputs: Collection[str], random: torch.Generator) -> Batch:
-    """The batch as other light, moisture, noise and clouds could have made it; unchanged where all settings are 0.
+def vary(
+    batch: Batch,
+    settings: Augment,
+    inputs: Collection[str],
+    random: torch.Generator,
+    categories: Mapping[str, Sequence[int]] | None = None,
+) -> Batch:
+    """The batch as another place, light, moisture, noise and clouds could have made it; unchanged where all is off.
 
     Parameters
     ----------
     inputs : keys of the batch that the network sees.
     random : of the batch's device.
+    categories : channels of inputs that hold classes, as ``inputs.categories_of`` gives them.
     """
+    if settings.rotate_deg or settings.crop < 1:
+        batch = resampled(batch, *turns(batch, settings, random), categories or {})
     satellites = [key for key in SATELLITES if key in inputs]
     varied = {key: VARIED[key](batch[key], settings, random) for key in satellites}
     batch = {**batch, **varied}
@@ -53,6 +65,70 @@ def vary(batch: Batch, settings: Augment, inputs: Collection[str], random: torch
     if settings.drop_dates:
         batch = drop_dates(batch, settings.drop_dates, satellites, random)
     return _weighed(batch, satellites) if settings.drop_sensors or settings.drop_dates else batch
+
+
+def turns(batch: Batch, settings: Augment, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """An angle [radians] and a share of the side (B,) for each tile, and where its middle comes from (B, 2), -1 to 1.
+
+    ASSUME: what is cut out has the shape of the image, since pixels on the ground are square.
+    """
+    tiles, device = len(batch["label"]), batch["label"].device
+    lots = torch.rand(4, tiles, generator=random, device=device)
+    angle = math.radians(settings.rotate_deg) * (2 * lots[0] - 1)
+    side = (settings.crop + (1 - settings.crop) * lots[1]).sqrt()  # shares of the area are alike likely
+    return angle, side, ((1 - side) * (2 * lots[2:] - 1)).T
+
+
+def resampled(
+    batch: Batch, angle: Tensor, side: Tensor, middle: Tensor, categories: Mapping[str, Sequence[int]]
+) -> Batch:
+    """The batch cut out, turned and enlarged, all steps, days, labels and weights of a tile alike.
+
+    What comes from outside of a tile is no data, has no label and no weight: mirrored fields would be taught as real.
+    """
+    moved = {}
+    for key, values in batch.items():
+        if values.ndim < 3:  # of patches
+            moved[key] = values
+            continue
+        places = _places(angle, side, middle, *values.shape[-2:])
+        if key in NODATA:
+            moved[key] = _between(values, places, NODATA[key], categories.get(key, ()))
+        else:
+            moved[key] = _nearest(values, places)
+    return moved
+
+
+def _places(angle: Tensor, side: Tensor, middle: Tensor, height: int, width: int) -> Tensor:
+    """Where each pixel comes from, x and y: (B, H, W, 2), -1 to 1 from edge to edge, as ``grid_sample`` has them."""
+    y, x = ((torch.arange(size, device=angle.device) + 0.5) * 2 / size - 1 for size in (height, width))
+    x = (side[:, None, None] * x[None, None, :] + middle[:, 0, None, None]) * width  # (B, 1, W), in half pixels
+    y = (side[:, None, None] * y[None, :, None] + middle[:, 1, None, None]) * height  # (B, H, 1)
+    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    return torch.stack([(cos * x - sin * y) / width, (sin * x + cos * y) / height], -1)
+
+
+def _between(values: Tensor, places: Tensor, nodata: int, categories: Sequence[int]) -> Tensor:
+    """Integers (B, T, C, H, W) at places between pixels, by those of the four around that are data.
+
+    A pixel is data where the nearest one is: gaps keep their size, and agree with days and labels. Classes are those
+    of the nearest.
+    """
+    there = (values != nodata).float().flatten(1, 2)  # (B, T*C, H, W)
+    total = grid_sample(values.flatten(1, 2) * there, places, "bilinear", align_corners=False)
+    share = grid_sample(there, places, "bilinear", align_corners=False)
+    mixed = (total / share.clamp(min=1e-6)).round().to(values.dtype)
+    data = grid_sample(there, places, "nearest", align_corners=False) > 0
+    out = torch.where(data, mixed, nodata).view(values.shape)
+    for channel in categories:
+        out[:, :, channel] = _nearest(values[:, :, channel].int() - nodata, places) + nodata
+    return out
+
+
+def _nearest(values: Tensor, places: Tensor) -> Tensor:
+    """Integers (B, ..., H, W) of the nearest pixel, 0 from outside; exact up to 2 ** 24."""
+    planes = values.flatten(1, -3) if values.ndim > 3 else values[:, None]  # (B, N, H, W)
+    return grid_sample(planes.float(), places, "nearest", align_corners=False).to(values.dtype).view(values.shape)
 
 
 def reflectance(values: Tensor, settings: Augment, random: torch.Generator) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator
-from itertools import pairwise
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -18,10 +18,11 @@ from pydantic import (
     model_validator,
 )
 
-from covermap.dates import step_names, steps_of
+from covermap.dates import Step, step_names, steps_of
 from covermap.errors import SettingError
 from covermap.legend import Legend, read_legend
 from covermap.models import INDICES
+from covermap.models.options import OPTIONS
 from covermap.sen2cor import find_sen2cor
 from covermap.settings import (
     Aoi,
@@ -48,6 +49,8 @@ from covermap.settings import (
 NOT_OF_PATCHES = ("stride_pixels", "min_labelled", "max_cloud")
 NOT_OF_NAMES = ("pixels", "cell_pixels", "buffer_pixels")
 NOT_OF_LISTS = ("validation", "test", "folds", "fold")
+# What a model that applies others' weights may set: all else is what these were taught with
+OF_APPLIED = ("weights", "months", "dates", "test_on", "prediction")
 SENSOR_SECTIONS = ("sentinel1", "sentinel2", "masks", "composite", "registration")
 
 
@@ -67,6 +70,14 @@ class Config(Section):
     registration: Registration = Registration()
     mirrors: Mirrors = Mirrors()
     simulator: Simulator = Simulator()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_taught(cls, given: Any) -> Any:
+        models = given.get("models") if isinstance(given, dict) else None
+        if not isinstance(models, dict):
+            return given
+        return {**given, "models": {name: _with_weights(name, model, models) for name, model in models.items()}}
 
     @model_validator(mode="after")
     def _known_names(self) -> Self:
@@ -107,6 +118,55 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _weights_have_their_models(self) -> Self:
+        for name, model in self.models.items():
+            for other in model.weights:
+                self._must_go_together(name, model.weights[0], other)
+            self._must_begin(name)
+        return self
+
+    def _must_go_together(self, name: str, first: str, other: str) -> None:
+        """Refuse to average a mapper and a classifier, and models of which one learned what another is tested on."""
+        one, two = self.models[first], self.models[other]
+        if (first in self.classifiers) != (other in self.classifiers):
+            raise ValueError(
+                f"models.{name}.weights names {first!r} and {other!r}, but only one of them learns from patches: "
+                "average models of one kind"
+            )
+        both, seeds = [each.tiles.model_dump(exclude={"balance", "seed"}) for each in (one, two)], one.split_seed
+        if tested := [area for area in self.models[name].test_on if area in two.train_on]:
+            raise ValueError(
+                f"models.{name}.test_on names {tested[0]!r}, which {other!r} of its weights learned from: remove it"
+            )
+        if both[0] != both[1] or seeds != two.split_seed:
+            raise ValueError(
+                f"models.{name}.weights names {first!r} and {other!r}, whose tiles differ, so that one learned what "
+                f"the other is tested on: give both the same tiles, with the same tiles.seed where their seeds differ"
+            )
+        side, multiple = self.models[name].prediction.window_pixels, two.network_options.multiple
+        if side % multiple:
+            raise ValueError(
+                f"models.{name}.prediction.window_pixels is {side}: expected a multiple of {multiple}, which {other} "
+                "needs"
+            )
+
+    def _must_begin(self, name: str) -> None:
+        """Refuse a start from weights that there are not, or only once this model is trained."""
+        chain = [name]
+        while (start := self.models[chain[-1]].start_from) is not None and "/" not in start:
+            key = f"models.{chain[-1]}.start_from"
+            _must_know(key, start, self.models)
+            if start in chain:
+                told = " from ".join([*chain, start])
+                raise ValueError(f"{key} is {start!r}, and so none can begin: {told}; remove one of them")
+            if self.models[start].weights:
+                raise ValueError(
+                    f"{key} is {start!r}, which applies the weights of {', '.join(self.models[start].weights)}: name "
+                    "one of these"
+                )
+            chain.append(start)
+
+    @model_validator(mode="after")
     def _directions_have_a_meaning(self) -> Self:
         for name in self.aois:
             composite, radar = self.composite_of(name), self.radar_of(name)
@@ -128,10 +188,20 @@ class Config(Section):
     def _layers_have_their_sources(self) -> Self:
         for name, aoi in self.aois.items():
             layers, radar = self.composite_of(name).layers, self.radar_of(name)
-            ground = [layer for layer in layers if layer != "incidence_angle"]
+            ground = [layer for layer in layers if layer in ("elevation", "slope")]
             if ground and aoi.dem is None:
                 raise ValueError(f"aois.{name}.dem is not set, but composite.layers has {ground[0]}: give heights")
-            if ground != list(layers) and not ("sentinel1" in aoi.sensors and "incidence_angle" in radar.layers):
+            if "scl" in layers and "sentinel2" not in aoi.sensors:
+                raise ValueError(
+                    f"composite.layers has scl, which is Sentinel-2's, but aois.{name}.sensors lacks it: add sentinel2 "
+                    "there, or remove scl"
+                )
+            if "scl" in layers and self.optics_of(name).level == "L1C":
+                raise ValueError(
+                    f"composite.layers has scl, but sentinel2.level is L1C for aois.{name}, which has no scene "
+                    "classification: remove one of the two"
+                )
+            if "incidence_angle" in layers and not ("sentinel1" in aoi.sensors and "incidence_angle" in radar.layers):
                 raise ValueError(
                     f"composite.layers has incidence_angle, which the scenes of aois.{name} do not bring: add it to "
                     f"sentinel1.layers, and sentinel1 to aois.{name}.sensors"
@@ -176,8 +246,8 @@ class Config(Section):
         for name, model in self.mappers.items():
             self._must_see(name)
             mapped = [area for area, settings in self.aois.items() if settings.model == name]
-            users = list(dict.fromkeys([*model.train_on, *model.test_on, *mapped]))
-            for user in users:
+            cut = [] if model.weights else [*model.train_on, *model.test_on]  # into tiles
+            for user in dict.fromkeys([*cut, *mapped]):
                 missing = sorted({*model.sensors} - {*self.aois[user].sensors, "terrain"})
                 if missing:
                     raise ValueError(
@@ -190,8 +260,35 @@ class Config(Section):
                         "its layers there, or take terrain from the model"
                     )
                 self._must_have_bands(name, user)
-            for one, other in pairwise(users):
-                self._must_agree(name, one, other)
+                self.must_have_steps(name, user)
+            taught = [(one, area) for one in model.weights or (name,) for area in self.models[one].train_on]
+            free = OPTIONS[model.network].any_steps
+            for area in [*cut, *mapped]:
+                self._must_agree(taught[0], (name, area), () if area in cut else free)
+            for other in taught[1:]:
+                self._must_agree(taught[0], other, free if model.weights else ())
+        return self
+
+    @model_validator(mode="after")
+    def _networks_suit_what_they_learn_from(self) -> Self:
+        for name, model in self.models.items():
+            given, of_patches = f"models.{name}", OPTIONS[model.network].of_patches
+            if name in self.classifiers and not of_patches:
+                others = ", ".join(network for network, options in OPTIONS.items() if options.of_patches)
+                raise ValueError(
+                    f"{given}.network is {model.network}, which gives a class to each pixel, but {model.train_on[0]} "
+                    f"is a set of patches, which have one each: expected {others}, or areas to learn from"
+                )
+            if of_patches and name not in self.classifiers:
+                raise ValueError(
+                    f"{given}.network is {model.network}, which gives a class to a whole patch, but "
+                    f"{model.train_on[0]} is an area: let it learn from patches, or take another network"
+                )
+            if model.training.augment.crop < 1 and not of_patches:
+                raise ValueError(
+                    f"{given}.training.augment.crop is {model.training.augment.crop}, but only a patch keeps its class "
+                    "when it is cropped: remove it"
+                )
         return self
 
     @model_validator(mode="after")
@@ -202,6 +299,10 @@ class Config(Section):
                 raise ValueError(
                     f"{given}.train_on names {own!r}, a set of patches, which is learnt alone: remove the other names "
                     "there and in test_on"
+                )
+            if chosen := [key for key in ("months", "dates") if getattr(model, key)]:
+                raise ValueError(
+                    f"{given}.{chosen[0]} is set, but an image of a set of patches has no dates: remove it"
                 )
             if model.sensors != ("sentinel2",):
                 raise ValueError(
@@ -277,39 +378,61 @@ class Config(Section):
                     f"aois.{aoi} has {', '.join(names)}: add it there, or remove the index"
                 )
 
-    def _must_agree(self, model: str, one: str, other: str) -> None:
-        """Refuse two areas of one model whose inputs would mean different things."""
-        for (key, first), (_, second) in zip(self._inputs(model, one), self._inputs(model, other), strict=True):
+    def must_have_steps(self, model: str, aoi: str) -> None:
+        """Refuse months and dates that an area does not have; those of single scenes, only its stacks can tell."""
+        chosen, period = self.models[model], self.aois[aoi].period
+        months = sorted({int(month[5:]) for month in period.months})
+        firsts = [first for first, _ in self._all_steps(aoi)] if chosen.dates else []
+        for key, wanted, there in (("months", chosen.months, months), ("dates", chosen.dates, firsts)):
+            missing = [each for each in wanted if each not in there]
+            if missing and there:
+                raise ValueError(
+                    f"models.{model}.{key} has {missing[0]}, but aois.{aoi} has only {', '.join(map(str, there))}: "
+                    "remove it there, or give it to the area"
+                )
+
+    def _must_agree(self, one: tuple[str, str], other: tuple[str, str], any_steps: Collection[str] = ()) -> None:
+        """Refuse two areas, each with a model, that share weights and whose inputs would mean different things."""
+        for (key, first), (_, second) in zip(
+            self._inputs(*one, any_steps), self._inputs(*other, any_steps), strict=True
+        ):
             if first != second:
                 raise ValueError(
-                    f"models.{model} cannot serve both aois.{one} and aois.{other}, since their {key} differ, "
+                    f"models.{other[0]} cannot serve both aois.{one[1]} and aois.{other[1]}, since their {key} differ, "
                     f"{_told(first)} and {_told(second)}: make them alike, or give one area another model"
                 )
 
-    def _inputs(self, model: str, aoi: str) -> Iterator[tuple[str, Any]]:
-        """What the numbers that a model sees of an area mean, by setting."""
-        radar, optics = self.radar_of(aoi), self.optics_of(aoi)
+    def _inputs(self, model: str, aoi: str, any_steps: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
+        """What the numbers that a model sees of an area mean, by setting; the steps of some inputs may be any."""
+        radar, optics, chosen = self.radar_of(aoi), self.optics_of(aoi), self.models[model]
         if "sentinel1" in self.models[model].sensors:
             yield "sentinel1.polarisations", radar.polarisations
             yield "sentinel1.convention", radar.convention
             yield "composite.directions", self.composite_of(aoi).directions
-            yield "calendar months of the period", tuple(month[5:] for month in self.aois[aoi].period.months)
+            months = (month[5:] for month in self.aois[aoi].period.months)
+            yield (
+                "calendar months of the period",
+                tuple(month for month in months if not chosen.months or int(month) in chosen.months),
+            )
         if "sentinel2" in self.models[model].sensors:
             yield "sentinel2.level", optics.level
             yield "sentinel2.bands", optics.bands
             yield "composite.every", self.composite_of(aoi).every
-            yield "Sentinel-2 steps of the period", self._steps(aoi)
+            if "s2" not in any_steps:
+                yield "Sentinel-2 steps of the period", self._steps(aoi, chosen.dates)
             yield "composite.fill", self.composite_of(aoi).fill
         if "terrain" in self.models[model].sensors:
             yield "composite.layers", self.composite_of(aoi).layers
 
-    def _steps(self, aoi: str) -> tuple[str, ...]:
-        """What the Sentinel-2 steps of an area mean; where each is a scene, only its stacks can tell."""
+    def _steps(self, aoi: str, dates: Collection[date]) -> tuple[str, ...]:
+        """What the Sentinel-2 steps of an area mean, of which only ``dates`` count where there are any."""
+        firsts = [first for first, _ in self._all_steps(aoi) if not dates or first in dates]
+        return tuple(step_names(self.composite_of(aoi).every, firsts))
+
+    def _all_steps(self, aoi: str) -> list[Step]:
+        """The Sentinel-2 steps of an area; none where each is a scene, which only its stacks can tell."""
         composite = self.composite_of(aoi)
-        if composite.every == "scene":
-            return ()
-        steps = steps_of(self.aois[aoi].period, composite, composite.dates)
-        return tuple(step_names(composite.every, [first for first, _ in steps]))
+        return [] if composite.every == "scene" else steps_of(self.aois[aoi].period, composite, composite.dates)
 
     def section(self, name: str, aoi: str) -> Section:
         """A sensor's settings for one area: the common ones with the area's overrides."""
@@ -344,6 +467,35 @@ def _must_know(key: str, value: str, known: dict[str, Any]) -> None:
         raise ValueError(f"{key} is {value!r}, but there is only {', '.join(map(repr, known))}")
 
 
+def _with_weights(name: str, model: Any, models: dict[Any, Any]) -> Any:
+    """Settings of a model; where it applies others' weights, those that it lacks are as in the first of these.
+
+    Raises
+    ------
+    ValueError
+        There is no such model, or it applies others' weights itself, or a setting would do nothing.
+    """
+    weights = model.get("weights") if isinstance(model, dict) else None
+    weights = [weights] if isinstance(weights, str) else weights
+    if not weights or not isinstance(weights, list | tuple) or not all(isinstance(one, str) for one in weights):
+        return model
+    key = f"models.{name}.weights"
+    for other in weights:
+        known = [one for one, settings in models.items() if isinstance(settings, dict) and not settings.get("weights")]
+        if other in models and other not in known:
+            raise ValueError(f"{key} names {other!r}, which is not trained itself: name one of {', '.join(known)}")
+        _must_know(key, other, models)
+    first = models[weights[0]]
+    idle = [
+        one for one in model if one in Model.model_fields and one not in OF_APPLIED and model[one] != first.get(one)
+    ]
+    if idle:
+        raise ValueError(
+            f"models.{name}.{idle[0]} does nothing, since {key} is set, and it is as in {weights[0]}: remove it"
+        )
+    return {key: value for key, value in first.items() if key != "start_from"} | model
+
+
 def _told(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
@@ -376,6 +528,14 @@ def _check_models(config: Config) -> None:
                     raise SettingError(f"aois.{name}.{key}.legend: {error}") from None
     for name in config.classifiers:
         model_legend(config, name)
+    for name, model in config.models.items():
+        keys = [[entry.key for entry in model_legend(config, one).classes] for one in model.weights]
+        for other, found in zip(model.weights, keys, strict=True):
+            if found != keys[0]:
+                raise SettingError(
+                    f"models.{name}.weights names {model.weights[0]}, which maps {', '.join(keys[0])}, and {other}, "
+                    f"which maps {', '.join(found)}: average models of one legend"
+                )
     for name, model in config.mappers.items():
         for labels in (config.aois[area].labels for area in (*model.train_on, *model.test_on)):
             assert labels is not None  # _known_names
@@ -449,13 +609,25 @@ def held_out_area(config: Config, aoi: str, model: str) -> str | None:
 
 
 def check_maps(config: Config, model: str) -> None:
-    """Refuse to train a network that gives each pixel a class on patches, which have one together."""
+    """Refuse to map an area with a network that gives a class to a whole patch."""
     if model in config.classifiers:
         raise SettingError(
-            f"models.{model} learns from patches, which have one class each, but {config.models[model].network} gives "
-            f"one to each pixel: let it learn from areas, or ask for its tiles alone, results/tiles/{model}/"
-            "index.parquet"
+            f"models.{model} learns from patches and gives one class to a whole patch, so it maps no area: ask for the "
+            "map of a model that learns from areas"
         )
+
+
+def check_tiles(config: Config, model: str) -> None:
+    """Refuse tiles of months or dates that the areas which they are cut from do not have.
+
+    Such a model may apply weights to other dates; it is then not tested on the areas that these were taught on.
+    """
+    settings = config.models[model]
+    for area in () if model in config.classifiers else (*settings.train_on, *settings.test_on):
+        try:
+            config.must_have_steps(model, area)
+        except ValueError as error:
+            raise SettingError(f"{error}; its map needs no tiles") from None
 
 
 def check_window(config: Config, aoi: str, model: str) -> None:

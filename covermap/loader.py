@@ -64,6 +64,12 @@ def batches(order: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield order[start : start + size]
 
 
+def share_of(numbers: np.ndarray, rank: int, devices: int) -> tuple[np.ndarray, bool]:
+    """Tiles of a batch for one of several devices, and whether they count: where none is left, one comes along."""
+    mine = np.array_split(numbers, devices)[rank]
+    return (mine, True) if len(mine) else (numbers[:1], False)
+
+
 class Buffers(NamedTuple):
     """Memory by which batches come to a device. It is used again and again: new memory takes longer than reading."""
 
@@ -84,12 +90,14 @@ def buffers_for(store: TileStore, size: int, device: torch.device) -> Buffers:
     return Buffers(device, None, [{**one, **wider} for one, wider in zip(memory, wide, strict=True)], narrow)
 
 
-def load(store: TileStore, order: np.ndarray, buffers: Buffers, readers: int = READERS) -> Iterator[dict[str, Tensor]]:
+def load(
+    store: TileStore, order: np.ndarray | list[np.ndarray], buffers: Buffers, readers: int = READERS
+) -> Iterator[dict[str, Tensor]]:
     """Batches of tiles on a device, read by threads while an earlier one is computed with.
 
     Parameters
     ----------
-    store, order : of the tiles, and their numbers.
+    store, order : of the tiles, and their numbers, or those of each batch.
     buffers : for batches of tiles as this store has them; in use until the last batch has come.
     readers : threads. Order and bytes are the same for any number.
 
@@ -104,7 +112,7 @@ def load(store: TileStore, order: np.ndarray, buffers: Buffers, readers: int = R
         A store is missing or broken.
     """
     turns = len(buffers.batches)
-    parts = list(batches(order, len(buffers.batches[0]["label"])))
+    parts = order if isinstance(order, list) else list(batches(order, len(buffers.batches[0]["label"])))
     with ThreadPoolExecutor(readers) as pool:
 
         def start(number: int) -> None:

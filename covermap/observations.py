@@ -187,11 +187,11 @@ class View(NamedTuple):
     scenes: list[Scene]
     taken: np.ndarray  # uint8 (y, x): which of them a pixel is from
 
-    def read(self, part: Grid, names: Sequence[str], columns: slice = slice(None)) -> np.ndarray:
+    def read(self, part: Grid, names: Sequence[str], columns: slice = slice(None), nearest: bool = False) -> np.ndarray:
         """Bands uint16 (band, y, x) on ``part`` of the rows."""
-        out = self.scenes[0].read(part, names, 0)
+        out = self.scenes[0].read(part, names, 0, nearest)
         for number, scene in enumerate(self.scenes[1:], 1):
-            np.copyto(out, scene.read(part, names, 0), where=self.taken[:, columns] == number)
+            np.copyto(out, scene.read(part, names, 0, nearest), where=self.taken[:, columns] == number)
         return out
 
 

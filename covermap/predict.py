@@ -10,23 +10,37 @@ import logging
 import math
 import sys
 from collections.abc import Iterator
+from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from covermap.devices import reduced_precision, use_device
 from covermap.errors import ModelError
 from covermap.grid import Grid, false_origin
-from covermap.inputs import DAY, DTYPE, NODATA, is_filled, meaning_of, must_mean, observed
+from covermap.inputs import (
+    DAY,
+    DTYPE,
+    NODATA,
+    Steps,
+    chosen_steps,
+    is_filled,
+    meaning_of,
+    must_mean,
+    observed,
+    seen_steps,
+)
 from covermap.loader import on_device
 from covermap.models.normalise import Normalised
 from covermap.raster import write_raster
 from covermap.settings import Prediction
 from covermap.stack import read_stack
-from covermap.train import load_weights, reduced_precision, use_device
+from covermap.trained import load_weights
 
 log = logging.getLogger(__name__)
 
@@ -34,40 +48,75 @@ CONFIDENCE_NODATA = 255
 
 
 def predict_block(
-    weights: Path,
+    weights: list[Path],
     stacks: list[Path],
     prediction: Path,
     block: Grid,
     blocks: list[Grid],
     settings: Prediction,
+    months: tuple[int, ...] = (),
+    dates: tuple[date, ...] = (),
 ) -> None:
     """Classes and confidence of a block.
 
     Parameters
     ----------
-    weights : of a trained network.
+    weights : of trained networks, whose probabilities are averaged.
     stacks : of the block and of its neighbours.
     prediction : GeoTIFF with class ids (0 without any observation) and confidence in per cent (255 without).
     block : grid of the block.
     blocks : grid of each stack.
     settings : windows, overlap, batch and torch threads.
+    months, dates : of the stacks those that the networks see, by ``chosen_steps``; none: all.
 
     Raises
     ------
     ModelError
-        Weights that cannot be read, a window that the network cannot take, or a stack whose inputs mean something else
-        than those that the network learned from.
+        Weights that cannot be read or that do not go together, a window that a network cannot take, or a stack that
+        lacks a month or date, or whose inputs mean something else than those that the networks learned from.
     """
     device = use_device(settings.threads)
-    net, classes = load_weights(weights, device)
-    multiple = getattr(net.network, "multiple", 1)
-    if settings.window_pixels % multiple:
-        raise ModelError(f"prediction.window_pixels is {settings.window_pixels}: expected a multiple of {multiple}")
-    for path in stacks:
-        must_mean(net.meaning, meaning_of(path), path, "the network learned from")
-    sources = list(zip(blocks, stacks, strict=True))
-    out = np.concatenate(list(predict_rows(net, len(classes), sources, block, settings, device)), 1)  # (2, y, x)
+    nets, classes = load_together(weights, device)
+    for net in nets:
+        multiple = getattr(net.network, "multiple", 1)
+        if settings.window_pixels % multiple:
+            raise ModelError(f"prediction.window_pixels is {settings.window_pixels}: expected a multiple of {multiple}")
+    sources = [Source(*source, chosen_steps(source[1], months, dates)) for source in zip(blocks, stacks, strict=True)]
+    for source in sources:
+        found = meaning_of(source.path, source.steps)
+        must_mean(nets[0].meaning, found, source.path, "the network learned from", nets[0].any_steps)
+    out = np.concatenate(list(predict_rows(nets, len(classes), sources, block, settings, device)), 1)  # (2, y, x)
     write_raster(prediction, out, block, nodata=CONFIDENCE_NODATA, descriptions=("class", "confidence"))
+
+
+class Source(NamedTuple):
+    """A stack that windows are read from."""
+
+    grid: Grid
+    path: Path
+    steps: Steps  # those that the networks see
+
+
+def load_together(weights: list[Path], device: torch.device) -> tuple[list[Normalised], list[str]]:
+    """Trained networks whose probabilities may be averaged, and the keys of the classes of them all.
+
+    Raises
+    ------
+    ModelError
+        Weights that cannot be read, or two with other classes or inputs.
+    """
+    loaded = [load_weights(path, device) for path in weights]
+    first, classes = loaded[0]
+    for path, (net, found) in zip(weights, loaded, strict=True):
+        if found != classes:
+            raise ModelError(
+                f"{path} has the classes {', '.join(found)}, {weights[0]} has {', '.join(classes)}: average models of "
+                "one legend"
+            )
+        both = {*first.any_steps} & {*net.any_steps}
+        must_mean(first.meaning, net.meaning, path, f"{weights[0]} has", both)
+        must_mean(net.meaning, first.meaning, weights[0], f"{path} has", both)  # an input that the first lacks
+    return [net for net, _ in loaded], classes
 
 
 def window_starts(first: int, length: int, window: int, step: int) -> range:
@@ -83,9 +132,9 @@ def blend_weights(window: int, step: int) -> np.ndarray:
 
 
 def predict_rows(
-    net: Normalised,
+    nets: list[Normalised],
     classes: int,
-    sources: list[tuple[Grid, Path]],
+    sources: list[Source],
     block: Grid,
     settings: Prediction,
     device: torch.device,
@@ -96,7 +145,7 @@ def predict_rows(
     """
     window = settings.window_pixels
     step = window - int(window * settings.overlap)
-    read = partial(read_lattice, sources, shapes=net.shapes, days=is_filled(net.meaning))
+    read = partial(read_lattice, sources, shapes=shapes_in(nets[0], sources[0]), days=is_filled(nets[0].meaning))
     east0, north0 = false_origin(block.crs)
     left, top = round((block.left - east0) / block.pixel_m), round((north0 - block.top) / block.pixel_m)
     bell = blend_weights(window, step)
@@ -110,7 +159,7 @@ def predict_rows(
         for first in range(0, len(columns), settings.batch):
             chosen = columns[first : first + settings.batch]
             batch = [read(block.window(row - top, c - left, window, window)) for c in chosen]
-            scored = window_probabilities(net, batch, settings.batch, device)  # (batch, K, window, window)
+            scored = window_probabilities(nets, batch, settings.batch, device)  # (batch, K, window, window)
             for place, values in zip(chosen, scored, strict=False):
                 at = slice(place - columns[0], place - columns[0] + window)
                 total[:-1, :, at] += values * blend
@@ -125,8 +174,14 @@ def predict_rows(
         log.info("window row %d of %d", number + 1, len(starts))
 
 
+def shapes_in(net: Normalised, source: Source) -> dict[str, tuple[int, int]]:
+    """Steps and bands (T, C) of each input of a network, with as many steps as a stack has where any number will do."""
+    bare = seen_steps(read_stack(source.path, slice(0, 0), slice(0, 0), net.any_steps), source.steps)
+    return {key: (len(bare[key]) if key in bare else steps, bands) for key, (steps, bands) in net.shapes.items()}
+
+
 def read_lattice(
-    sources: list[tuple[Grid, Path]], grid: Grid, shapes: dict[str, tuple[int, int]], days: bool
+    sources: list[Source], grid: Grid, shapes: dict[str, tuple[int, int]], days: bool
 ) -> dict[str, np.ndarray]:
     """Integers (T, C, y, x) of any window of the lattice, put together from the stacks that it meets.
 
@@ -135,13 +190,13 @@ def read_lattice(
     out = {key: np.full((*shape, *grid.shape), NODATA[key], DTYPE[key]) for key, shape in shapes.items()}
     if days:
         out[DAY] = np.zeros((shapes["s2"][0], *grid.shape), np.int16)
-    for block, path in sources:
+    for block, path, steps in sources:
         part = block.cropped(grid.bounds)
         if part is None:
             continue
         row, column = part.offset_in(block)
         place = slice(row, row + part.height), slice(column, column + part.width)
-        read = read_stack(path, *place, list(out))
+        read = seen_steps(read_stack(path, *place, list(out)), steps)
         row, column = part.offset_in(grid)
         for key, shape in shapes.items():
             if key not in read or read[key].shape[:2] != shape:
@@ -157,13 +212,13 @@ def read_lattice(
 
 @torch.inference_mode()
 def window_probabilities(
-    net: Normalised, windows: list[dict[str, np.ndarray]], size: int, device: torch.device
+    nets: list[Normalised], windows: list[dict[str, np.ndarray]], size: int, device: torch.device
 ) -> Tensor:
-    """Class probabilities (size, K, y, x); the batch is filled up, since kernels differ with its size."""
+    """Mean class probabilities (size, K, y, x); the batch is filled up, since kernels differ with its size."""
     full = windows + windows[:1] * (size - len(windows))
     batch = on_device({key: np.stack([window[key] for window in full]) for key in windows[0]}, device)
     with reduced_precision(device):
-        return net.probabilities(batch)
+        return torch.stack([net.probabilities(batch) for net in nets]).mean(0)
 
 
 def classify(total: Tensor, seen: np.ndarray) -> np.ndarray:

@@ -19,17 +19,21 @@ from pydantic import (
     model_validator,
 )
 
+from covermap.errors import SettingError
+from covermap.hubs import hub_file
 from covermap.mapbiomas import why_not
-from covermap.models import INDICES, MODELS
-from covermap.models.options import OPTIONS
+from covermap.models import CLASS_WEIGHTS, INDICES, LOSSES, MODELS, OVERLAP_LOSSES
+from covermap.models.options import OPTIONS, Options
 from covermap.providers import PROVIDERS
 
 NAME, CRS, ADDRESS = r"^[a-z][a-z0-9_]*$", r"^EPSG:\d+$", r"^https?://[^\s?#@]+$"
 LANGUAGE = r"^[a-z]{2}$"
+START = r"^([a-z][a-z0-9_]*|(timm|torchgeo)/[A-Za-z0-9_.-]+)$"
 PATTERNS = {
     ADDRESS: "the address of a service: https:// or http://, a host and a path, and no name, password or question",
     NAME: "a name of small letters, digits and underscores that begins with a letter",
     CRS: "EPSG: and a number, such as EPSG:32721",
+    START: "the name of a model, or timm/ or torchgeo/ and the name of weights there",
     LANGUAGE: "the two small letters of a language, such as en or pt",
 }
 
@@ -55,6 +59,10 @@ def _without_slash(value: str) -> str:
 def _text(value: Any) -> Any:
     """YAML reads a collection such as 10 or 7.1 as a number."""
     return str(value) if _is_number(value) else value
+
+
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
 
 
 def _unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -332,8 +340,10 @@ class Composite(Section):
     fill: Literal["none", "nearest", "linear"] = Field(
         "none", description="what closes gaps of a step: nothing, the nearest step, or lines between steps"
     )
-    layers: Annotated[tuple[Literal["elevation", "slope", "incidence_angle"], ...], Unique] = Field(
-        (), description="what the ground and the radar's view are like, for models with the input terrain"
+    layers: Annotated[tuple[Literal["elevation", "slope", "incidence_angle", "scl"], ...], Unique] = Field(
+        (),
+        description="what the ground and the radar's view are like, for models with the input terrain; scl: the scene "
+        "class that most observations of Sentinel-2 have",
     )
     floor_db: float = Field(-35, ge=-60, le=0, description="lowest backscatter of the composite [dB]")
 
@@ -638,7 +648,7 @@ class Patches(Images):
 
 
 class Mirrors(Section):
-    """Where heights, orbits and labels are downloaded from; none but clms needs an account."""
+    """Where heights, orbits, labels and weights are downloaded from; none but clms needs an account."""
 
     glo30: Address = Field("https://copernicus-dem-30m.s3.eu-central-1.amazonaws.com", description="Copernicus GLO-30")
     glo90: Address = Field(
@@ -649,6 +659,7 @@ class Mirrors(Section):
     mapbiomas: Address = Field("https://storage.googleapis.com/mapbiomas-public", description="maps of MapBiomas")
     clms: Address = Field("https://land.copernicus.eu/api", description="API of the portal that Urban Atlas comes from")
     geoid: Address = Field("https://cdn.proj.org", description="grids of PROJ, of which EGM2008 is one")
+    weights: Address = Field("https://huggingface.co", description="weights of encoders, of timm and torchgeo")
 
     _no_slash = field_validator("*")(_without_slash)
 
@@ -781,6 +792,9 @@ class Tiles(Section):
     buffer_pixels: int = Field(64, ge=0, description="rim of a held-out cell that is left out [px]")
     validation: float = Field(0.15, gt=0, lt=0.5, description="share of the cells, or of the tiles of a random split")
     test: float = Field(0.15, gt=0, lt=0.5, description="likewise; with folds, the share of one fold")
+    seed: int | None = Field(
+        None, ge=0, le=2**31, description="of the split; none: that of the model, so that another seed is another split"
+    )
     folds: int | None = Field(
         None, ge=2, le=20, description="so many models between them test every cell once, each of another fold"
     )
@@ -851,6 +865,12 @@ class Augment(Section):
     """How training varies its tiles, anew in every step; what is 0 is off."""
 
     symmetries: bool = Field(True, description="turn and mirror tiles, in all eight ways")
+    rotate_deg: float = Field(
+        0, ge=0, le=45, description="besides, turn each tile by up to this, what is turned in being no data [degrees]"
+    )
+    crop: float = Field(
+        1, gt=0, le=1, description="of patches: the least share of an image that is cut out and enlarged again"
+    )
     reflectance_gain: float = Field(
         0, ge=0, le=0.5, description="each step of Sentinel-2 is brightened or darkened by up to this share"
     )
@@ -876,17 +896,72 @@ class Training(Section):
     """The training recipe."""
 
     epochs: int = Field(30, ge=1, description="passes over the training tiles")
-    batch: int = Field(16, ge=1, description="tiles a step")
-    learning_rate: float = Field(2e-3, gt=0, lt=1, description="highest rate; warm-up, then cosine")
-    weight_decay: float = Field(1e-2, ge=0, description="AdamW's weight decay")
-    class_weights: Literal["none", "inverse_sqrt", "inverse"] = Field("inverse_sqrt", description="by training pixels")
+    steps: int | None = Field(
+        None, ge=1, description="steps of an epoch; none: as many as it takes to see every training tile once"
+    )
+    batch: int = Field(16, ge=1, description="tiles a step, on all devices together")
+    optimiser: Literal["adamw", "adam", "sgd"] = Field("adamw", description="sgd: with a momentum of 0.9")
+    learning_rate: float = Field(2e-3, gt=0, lt=1, description="highest rate")
+    schedule: Literal["cosine", "plateau", "exponential", "constant"] = Field(
+        "cosine",
+        description="of the learning rate after warm-up; cosine: half a cosine to zero; plateau: halved where five "
+        "epochs brought nothing; exponential: from the tenth epoch on less by a tenth each, as Sefrin et al. (2021)",
+    )
+    warm_up: float = Field(0.05, ge=0, lt=1, description="share of the first steps in which the rate grows from zero")
+    weight_decay: float = Field(1e-2, ge=0, description="of AdamW; of the others an L2 penalty")
+    clip: float | None = Field(1.0, gt=0, description="highest norm of the gradient; none: any")
+    average: float = Field(
+        0, ge=0, lt=1, description="decay of the moving average of the weights that is validated and kept; 0: none"
+    )
+    patience: int | None = Field(
+        None, ge=1, description="epochs without a better macro F1 on validation tiles after which training stops"
+    )
+    min_gain: float = Field(0, ge=0, lt=1, description="how much better the macro F1 must be to count for patience")
+    loss: Annotated[dict[Literal[tuple(LOSSES)], Annotated[float, Field(gt=0)]], Field(min_length=1)] = Field(  # type: ignore[valid-type]
+        {"cross_entropy": 1.0}, description="shares of the losses that are added up"
+    )
+    focal_gamma: float = Field(2.0, gt=0, le=10, description="of the focal loss: how little easy pixels count")
+    robust_q: float = Field(
+        0.7, gt=0, le=0.95, description="of the generalised cross-entropy: higher values forgive more wrong labels"
+    )
+    normalise: Literal["weight", "pixels"] = Field(
+        "weight",
+        description="weight: the loss is a mean over what labels weigh; pixels: over all pixels, labelled or not, as "
+        "published",
+    )
+    class_weights: Literal[tuple(CLASS_WEIGHTS)] | None = Field(  # type: ignore[valid-type]
+        None, description="by training pixels; none given: inverse_sqrt, or none where tiles.balance is set"
+    )
     weight_cap: float = Field(20, ge=1, description="highest ratio of two class weights")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label given to all classes")
+    min_pixels: int = Field(
+        1, ge=1, description="validation pixels without which a class does not count in the macro F1"
+    )
     order: Literal["tiles", "shards"] = Field(
         "tiles", description="tiles: at random; shards: eight blocks in turn, for stores larger than memory"
     )
     augment: Augment = Augment()
+    precision: Literal["auto", "float32"] = Field(
+        "auto", description="auto: bfloat16 where the hardware multiplies it, with weights in float32"
+    )
+    compile: bool = Field(False, description="torch.compile: a slow first step, then faster ones")
     threads: int = Field(2, ge=1, le=64, description="torch threads: results are identical at one number of threads")
+
+    @property
+    def of_overlap_alone(self) -> bool:
+        """Whether each class counts alike in the loss, however many pixels it has."""
+        return {*self.loss} <= {*OVERLAP_LOSSES}
+
+    @model_validator(mode="after")
+    def _suits_the_loss(self) -> Self:
+        for name, losses in OF_LOSSES.items():
+            default, value = Training.model_fields[name].default, getattr(self, name)
+            if value not in (default, "none") and not {*losses} & {*self.loss}:
+                raise ValueError(
+                    f"{name} is {value}, which the loss {' + '.join(self.loss)} does not know: remove it, or add "
+                    f"{' or '.join(losses)} to loss"
+                )
+        return self
 
 
 class Prediction(Section):
@@ -898,6 +973,13 @@ class Prediction(Section):
     threads: int = Field(1, ge=1, le=64, description="torch threads of one block: results are identical at one number")
 
 
+OF_LOSSES = {  # what settings of Training belong to some losses alone
+    "focal_gamma": ("focal",),
+    "robust_q": ("robust",),
+    "label_smoothing": ("cross_entropy", "focal"),
+    "normalise": ("cross_entropy", "focal", "robust"),
+    "class_weights": ("cross_entropy", "focal", "robust"),
+}
 AUGMENTED = {  # what the settings of Augment change, by how their names begin
     "reflectance": ("sentinel2",),
     "backscatter": ("sentinel1",),
@@ -905,8 +987,15 @@ AUGMENTED = {  # what the settings of Augment change, by how their names begin
 }
 
 
+def _or_weights(schema: dict[str, Any]) -> None:
+    """What a model must set, it need not where it applies others' weights."""
+    schema["anyOf"] = [{"required": schema.pop("required")}, {"required": ["weights"]}]
+
+
 class Model(Section):
     """A network, what it learns from and how it is applied."""
+
+    model_config = ConfigDict(json_schema_extra=_or_weights)
 
     network: Literal[tuple(MODELS)] = Field(description="one of the networks")  # type: ignore[valid-type]
     options: dict[str, Any] = Field(
@@ -926,10 +1015,39 @@ class Model(Section):
     indices: Annotated[tuple[Index, ...], Unique] = Field(  # type: ignore[valid-type]
         (), description="further input bands, computed from the others on the device"
     )
+    months: Annotated[tuple[Annotated[int, Field(ge=1, le=12)], ...], Unique] = Field(
+        (), description="of Sentinel-1's months those that the model sees; none named: all"
+    )
+    dates: Annotated[tuple[date, ...], Unique] = Field(
+        (), description="of Sentinel-2's steps those that begin on these days, which the model sees; none named: all"
+    )
+    start_from: str | None = Field(
+        None,
+        pattern=START,
+        description="weights that training starts from: another model's, by its name, or an encoder's of a hub, such "
+        "as timm/resnet50.a1_in1k or torchgeo/resnet50_sentinel2_all_moco",
+    )
+    weights: Annotated[
+        tuple[Name, ...], BeforeValidator(_one_or_more, json_schema_input_type=str | list[str]), Unique
+    ] = Field(
+        (),
+        description="models whose weights are applied, their probabilities averaged: this one is not trained, and what "
+        "it does not set is as in the first of them",
+    )
     seed: int = Field(0, ge=0, le=2**31, description="of the split, the weights and the order of tiles")
     tiles: Tiles = Tiles()
     training: Training = Training()
     prediction: Prediction = Prediction()
+
+    @field_validator("start_from")
+    @classmethod
+    def _is_in_the_hub(cls, name: str | None) -> str | None:
+        try:
+            if name is not None and "/" in name:
+                hub_file(name)
+        except SettingError as error:
+            raise ValueError(str(error)) from None
+        return name
 
     @model_validator(mode="after")
     def _suits_the_sensors(self) -> Self:
@@ -944,12 +1062,52 @@ class Model(Section):
         return self
 
     @model_validator(mode="after")
+    def _sampler_or_weights(self) -> Self:
+        rule, balance = self.training.class_weights, self.tiles.balance
+        if rule not in (None, "none") and balance != "none":
+            raise ValueError(
+                f"training.class_weights is {rule}, but tiles.balance is {balance}, so rare classes would count twice: "
+                "set one of the two to none"
+            )
+        return self
+
+    @property
+    def class_weights(self) -> str:
+        """The rule of the class weights: none beside a sampler, or where the loss has no use for them."""
+        without = self.tiles.balance != "none" or self.training.of_overlap_alone
+        return self.training.class_weights or ("none" if without else "inverse_sqrt")
+
+    @model_validator(mode="after")
+    def _chooses_of_what_it_sees(self) -> Self:
+        for key, sensor in (("months", "sentinel1"), ("dates", "sentinel2")):
+            if getattr(self, key) and sensor not in self.sensors:
+                raise ValueError(f"{key} is set, but sensors lacks {sensor}, whose steps it chooses: remove it")
+        return self
+
+    @property
+    def network_options(self) -> Options:
+        """What is set of the network, and what follows from it."""
+        return OPTIONS[self.network](**self.options)
+
+    @property
+    def split_seed(self) -> int:
+        """Seed of the split into training, validation and test."""
+        return self.seed if self.tiles.seed is None else self.tiles.seed
+
+    @model_validator(mode="after")
     def _suits_the_network(self) -> Self:
         try:
-            multiple = OPTIONS[self.network](**self.options).multiple
+            multiple = self.network_options.multiple
         except ValidationError as error:
             known = ", ".join(OPTIONS[self.network].model_fields)
             raise ValueError(f"options.{first_sentence(error)} (network {self.network} has {known})") from None
+        takes, needs = OPTIONS[self.network].takes, OPTIONS[self.network].needs
+        if others := [sensor for sensor in self.sensors if sensor not in takes]:
+            raise ValueError(
+                f"sensors has {others[0]}, but network {self.network} takes {', '.join(takes)} alone: remove it"
+            )
+        if missing := [sensor for sensor in needs if sensor not in self.sensors]:
+            raise ValueError(f"sensors lacks {missing[0]}, which network {self.network} needs: add it")
         sides = {"tiles.pixels": self.tiles.pixels, "prediction.window_pixels": self.prediction.window_pixels}
         for key, side in sides.items():
             if side % multiple:

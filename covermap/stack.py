@@ -65,6 +65,7 @@ ROWS = 2 * CHUNK_PIXELS  # in work at once: whole chunks, each written once
 COLUMNS = 4 * CHUNK_PIXELS  # of them, where all bands are needed at once
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the time of all files in the zip
 INCIDENCE_ANGLE = "incidence_angle"  # band of a scene [degrees]
+SCL, SCENE_CLASSES = "scl", 11  # layer: the scene class, 1 to 11
 DIRECTIONS = ("ascending", "descending")
 NO_TERRAIN, STEPS_A_DEGREE = -32768, 100
 LOCAL_HEADER_BYTES = 30  # before the name of a file in a zip
@@ -97,6 +98,7 @@ ARRAYS: dict[str, tuple[tuple[str, ...], str, int | None, dict[str, Any]]] = {  
         NO_TERRAIN,
         {"long_name": "incidence angle of the radar", "units": "degree", "scale_factor": 0.01},
     ),
+    SCL: ((), "<i2", NO_TERRAIN, {"long_name": "Sentinel-2 scene class that most observations have", "units": "1"}),
 }
 BY_AXIS = {"month": ("s1", "distorted"), "date": ("s2", "observed", "clear", "unmasked", "day")}
 AXES = {
@@ -138,7 +140,8 @@ def stack_block(
       ``masks.unmask_above`` of the pixel's observations, of which there are ``masks.unmask_from`` or more;
     - ``day`` int16 (date, y, x): day of the year of the observation that was taken, 0 none; of medians and means the
       middle one of those used;
-    - of ``elevation`` [m], ``slope`` and ``incidence_angle`` (mean over the scenes) [0.01 degrees] those that
+    - of ``elevation`` [m], ``slope`` and ``incidence_angle`` (mean over the scenes) [0.01 degrees] and ``scl``, the
+      class from 1 to 11 that most observations of all steps have, of equally many the lowest number, those that
       ``composite.layers`` names: int16 (y, x), -32768 no data.
 
     Values that ``composite.fill`` puts into gaps have neither ``clear`` nor ``unmasked`` nor ``day``.
@@ -186,10 +189,12 @@ def stack_block(
             passes = passes_of(clear_enough(optical, masks), steps, composite)
             about["s2"] = _about_reflectance([scene for one in passes for scene in one.scenes], masks, composite)
             makers.append(partial(_reflectance, passes, steps, bands, masks, composite))
-        if composite.layers:
-            if dem is None and set(composite.layers) != {INCIDENCE_ANGLE}:
-                raise SettingError(f"composite.layers has {', '.join(composite.layers)}: give heights, aois.X.dem")
-            makers.append(partial(_terrain, composite.layers, radar, dem))
+        if layers := [layer for layer in composite.layers if layer != SCL]:
+            if dem is None and set(layers) != {INCIDENCE_ANGLE}:
+                raise SettingError(f"composite.layers has {', '.join(layers)}: give heights, aois.X.dem")
+            makers.append(partial(_terrain, layers, radar, dem))
+        if SCL in composite.layers and "sentinel2" not in sensors:
+            raise SettingError("composite.layers has scl, which Sentinel-2 alone has: remove it, or add sentinel2")
         unmasked = 0
         with whole(stack) as part, _new_stack(part, block, coordinates, composite.layers, about) as write:
             for row in range(0, block.height, ROWS):
@@ -379,6 +384,8 @@ def _reflectance(
     seen = used.sum(0, dtype=np.int32)
     too_often = 100 * (seen - clear.sum(0, dtype=np.int32)) > masks.unmask_above * seen
     used &= clear | (too_often & (seen >= masks.unmask_from))
+    if SCL in composite.layers:
+        out[SCL] = _scene_classes(views, rows)
     for step, numbers in enumerate(of_step):
         if chosen := [number for number in numbers if used[number].any()]:
             part = [views[number] for number in chosen]
@@ -389,6 +396,17 @@ def _reflectance(
                 out["unmasked"][step] |= used[number] & ~clear[number]
     if composite.fill != "none":
         fill_gaps(out["s2"], out["day"] > 0, [middle_day(step, composite.season) for step in steps], composite.fill)
+    return out
+
+
+def _scene_classes(views: Sequence[View], rows: Grid) -> np.ndarray:
+    """The SCL class, from 1 on, that most views have, of equally many the lowest: int16 (y, x), -32768 where none."""
+    most, out = np.zeros(rows.shape, np.int32), np.full(rows.shape, NO_TERRAIN, np.int16)
+    classes = np.array([view.read(rows, ["SCL"], nearest=True)[0] for view in views]).reshape(-1, *rows.shape)
+    for number in range(1, SCENE_CLASSES + 1):
+        count = (classes == number).sum(0, dtype=np.int32)
+        out[count > most] = number
+        np.maximum(most, count, out=most)
     return out
 
 

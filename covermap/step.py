@@ -16,6 +16,7 @@ from pydantic import ConfigDict, ValidationError, validate_call
 from covermap.errors import CovermapError
 
 FOR_SNAKEMAKE = {"version", "listing", "sources", "stamp"}  # reruns or orders jobs, but no argument
+SEQUENCES = ("list", "tuple")  # how the annotations of arguments begin that may well be empty
 RESOURCES = {"mem_mb", "runtime"}  # of a job that a step is told of
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
@@ -30,7 +31,7 @@ def run(step: Callable[..., None], snakemake: Any) -> None:
     given = {name: value for group in groups for name, value in group.items()}
     arguments = {name: value for name, value in given.items() if name in expected or name not in FOR_SNAKEMAKE}
     for name, value in arguments.items():
-        if value == [] and "list" not in str(expected[name].annotation):  # an input that this area does not have
+        if value == [] and not str(expected[name].annotation).startswith(SEQUENCES):  # what this area does not have
             arguments[name] = None
     if "threads" in expected:
         arguments["threads"] = snakemake.threads

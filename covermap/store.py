@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date
 from functools import lru_cache
 from io import FileIO
 from pathlib import Path
@@ -24,8 +25,20 @@ import pandas as pd
 
 from covermap.errors import ProductError
 from covermap.files import whole
-from covermap.inputs import DAY, NODATA, Meaning, is_filled, meaning_of, must_mean, observed
-from covermap.stack import open_stack, read_stack
+from covermap.inputs import (
+    DAY,
+    NODATA,
+    Meaning,
+    Steps,
+    chosen_steps,
+    dates_of,
+    is_filled,
+    meaning_of,
+    must_mean,
+    observed,
+    seen_steps,
+)
+from covermap.stack import read_stack
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +54,17 @@ Kind = tuple[np.dtype, tuple[int, ...]]
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def pack_tiles(index: Path, stack: Path, labels: Path, packed: Path, aoi: str, name: str, pixels: int) -> None:
+def pack_tiles(
+    index: Path,
+    stack: Path,
+    labels: Path,
+    packed: Path,
+    aoi: str,
+    name: str,
+    pixels: int,
+    months: tuple[int, ...] = (),
+    dates: tuple[date, ...] = (),
+) -> None:
     """Contiguous integers of a block's tiles, in the order of the index: s1, s2, terrain, label and weight.
 
     A pixel without any observation gets weight 0, and so does one in radar layover or shadow. Where gaps of s2 were
@@ -57,22 +80,30 @@ def pack_tiles(index: Path, stack: Path, labels: Path, packed: Path, aoi: str, n
     packed : the store.
     aoi, name : of the area and the block, as in the index.
     pixels : side of a tile.
+    months, dates : of the inputs those that the model sees, by ``chosen_steps``; none: all.
 
     Raises
     ------
+    ModelError
+        The stack lacks one of the months or dates.
     ProductError
         The stack is missing or broken.
     """
     table = pd.read_parquet(index, columns=["aoi", "block", "row", "column"])
     table = table[(table.aoi == aoi) & (table.block == name)]
     places = table[["row", "column"]].to_numpy()
-    meaning = meaning_of(stack)
+    steps = chosen_steps(stack, months, dates)
+    meaning = meaning_of(stack, steps)
     keys = [*NODATA, *([DAY] if is_filled(meaning) else [])]
-    kinds = _kinds(stack, keys, pixels) if len(places) else {}
-    about = {"meaning": json.dumps(meaning), "dates": json.dumps(dates_of(stack)), "places": places_digest(table)}
+    kinds = _kinds(stack, keys, pixels, steps) if len(places) else {}
+    about = {
+        "meaning": json.dumps(meaning),
+        "dates": json.dumps(dates_of(stack, steps)),
+        "places": places_digest(table),
+    }
     with whole(packed) as part, new_store(part, len(places), kinds, about) as write:
         for numbers, rows, columns in _windows(places, pixels):
-            window = _read(stack, labels, rows, columns, keys)
+            window = _read(stack, labels, rows, columns, keys, steps)
             for number in numbers:
                 row, column = places[number] - (rows.start, columns.start)
                 place = np.s_[..., row : row + pixels, column : column + pixels]
@@ -90,19 +121,9 @@ def places_digest(table: pd.DataFrame) -> str:
     return hashlib.blake2b(rows.encode(), digest_size=16).hexdigest()
 
 
-def dates_of(stack: Path) -> dict[str, list[Any]]:
-    """Dates of the steps of a stack's inputs: months of s1 (YYYY-MM), first and last day of each step of s2."""
-    with open_stack(stack) as opened:
-        months = {"s1": [str(month) for month in opened.month.values]} if "s1" in opened else {}
-        if "s2" not in opened:
-            return months
-        steps = zip(opened.date.values, opened.until.values, strict=True)
-        return {**months, "s2": [[str(day)[:10] for day in step] for step in steps]}
-
-
-def _kinds(stack: Path, keys: Sequence[str], side: int) -> dict[str, Kind]:
+def _kinds(stack: Path, keys: Sequence[str], side: int, steps: Steps) -> dict[str, Kind]:
     """Type and shape of a tile's arrays: told by a window without pixels."""
-    bare = read_stack(stack, slice(0, 0), slice(0, 0), keys)
+    bare = seen_steps(read_stack(stack, slice(0, 0), slice(0, 0), keys), steps)
     inputs = {key: (bare[key].dtype, (*bare[key].shape[:-2], side, side)) for key in keys if key in bare}
     return {**inputs, **dict.fromkeys((LABEL, WEIGHT), (np.dtype(np.uint8), (side, side)))}
 
@@ -119,12 +140,14 @@ def _windows(places: np.ndarray, side: int) -> Iterator[tuple[np.ndarray, slice,
         yield numbers, slice(int(top), int(bottom)), slice(int(left), int(right))
 
 
-def _read(stack: Path, labels: Path, rows: slice, columns: slice, keys: Sequence[str]) -> dict[str, np.ndarray]:
+def _read(
+    stack: Path, labels: Path, rows: slice, columns: slice, keys: Sequence[str], steps: Steps
+) -> dict[str, np.ndarray]:
     """Inputs (..., y, x), label and weight (y, x) of a window."""
     import rasterio
     from rasterio.windows import Window
 
-    read = read_stack(stack, rows, columns, (*keys, "distorted"))
+    read = seen_steps(read_stack(stack, rows, columns, (*keys, "distorted")), steps)
     with rasterio.open(labels) as raster:
         label, weight = raster.read(window=Window.from_slices(rows, columns))
     inputs = {key: read[key] for key in keys if key in read}

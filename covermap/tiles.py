@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from datetime import date
 from itertools import pairwise, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ import pandas as pd
 from covermap.errors import CoverageError
 from covermap.files import whole
 from covermap.grid import Grid
-from covermap.inputs import KEYS, SATELLITES, observed
+from covermap.inputs import KEYS, SATELLITES, Steps, chosen_steps, observed, seen_steps
 from covermap.legend import EXCLUDED, NO_LABEL
 from covermap.raster import read_window
 from covermap.settings import Tiles
@@ -186,24 +187,24 @@ def tile_table(
     return table[table.labelled > 0]
 
 
-def _clouds(stack: Path, block: Grid) -> np.ndarray:
+def _clouds(stack: Path, block: Grid, steps: Steps) -> np.ndarray:
     """Steps in which Sentinel-2 saw each pixel of a block, but never clear, and all in which it saw it: (2, y, x)."""
     counts = np.empty((2, *block.shape), np.int16)
     for row in range(0, block.height, ROWS):
         rows = slice(row, min(row + ROWS, block.height))
-        read = read_stack(stack, rows, slice(0, block.width), names=["observed", "clear"])
+        read = seen_steps(read_stack(stack, rows, slice(0, block.width), names=["observed", "clear"]), steps)
         seen = read["observed"] > 0
         counts[:, rows] = (seen & (read["clear"] == 0)).sum(0), seen.sum(0)
     return counts
 
 
-def _gaps(stack: Path, block: Grid, sensors: Sequence[str]) -> np.ndarray:
+def _gaps(stack: Path, block: Grid, sensors: Sequence[str], steps: Steps) -> np.ndarray:
     """Where none of the sensors has any value in the stack of a block: bool (y, x)."""
     empty = np.empty(block.shape, bool)
     keys = [key for key in map(KEYS.get, sensors) if key in SATELLITES]
     for row in range(0, block.height, ROWS):
         rows = slice(row, min(row + ROWS, block.height))
-        empty[rows] = ~observed(read_stack(stack, rows, slice(0, block.width), names=keys))
+        empty[rows] = ~observed(seen_steps(read_stack(stack, rows, slice(0, block.width), names=keys), steps))
     return empty
 
 
@@ -222,6 +223,8 @@ def index_tiles(
     clouds: bool = True,
     test_on: dict[str, list[str]] | None = None,
     margin_pixels: int = 0,
+    months: tuple[int, ...] = (),
+    dates: tuple[date, ...] = (),
 ) -> None:
     """Step: table of all tiles of a model, as GeoParquet.
 
@@ -244,6 +247,7 @@ def index_tiles(
     clouds : whether clouds in the stacks matter.
     test_on : areas held out whole, each with those that it shares a time with, of which it must keep away.
     margin_pixels : how far from a pixel the network looks.
+    months, dates : of the stacks those that the model sees, by ``chosen_steps``; none: all.
 
     Raises
     ------
@@ -259,8 +263,9 @@ def index_tiles(
         label = _read_label(path, grid)
         labelled[aoi] = labelled[aoi] or bool(((label != NO_LABEL) & (label != EXCLUDED)).any())
         settings = tiles.model_copy(update={"buffer_pixels": 0}) if aoi in whole_areas else tiles
-        hidden = _clouds(stack, grid) if stack and clouds else None
-        empty = _gaps(stack, grid, sensors) if stack and tiles.count_gaps else None
+        steps = chosen_steps(stack, months, dates) if stack else {}
+        hidden = _clouds(stack, grid, steps) if stack and clouds else None
+        empty = _gaps(stack, grid, sensors, steps) if stack and tiles.count_gaps else None
         table = tile_table(label, grid, settings, seed, len(classes), hidden, empty, splits[aoi])
         table.insert(0, "aoi", aoi)
         table.insert(1, "block", name)

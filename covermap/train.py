@@ -1,46 +1,58 @@
 """Training: one loop, readable from top to bottom, that a killed run resumes exactly.
 
-Every random choice is a function of (seed, epoch, step), and each epoch ends in a checkpoint, so a resumed run takes
-the steps that an undisturbed one takes. Results are identical at one number of torch threads on one type of CPU.
+Every random choice is a function of (seed, epoch, step, device), and a checkpoint holds all else, so a resumed run
+takes the steps that an undisturbed one takes. Results are identical at one number of torch threads on one type of CPU.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import importlib
 import json
 import logging
 import math
-import os
+import shutil
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from covermap.accuracy import scores
 from covermap.augment import generator, symmetry, vary
-from covermap.errors import CoverageError, ModelError
+from covermap.checkpoint import State, load_state, save_state
+from covermap.devices import on_all_devices, use_device
+from covermap.errors import ModelError
+from covermap.events import event_file
 from covermap.files import unfinished, whole
-from covermap.inputs import KEYS, SATELLITES, Meaning, index_pairs
-from covermap.legend import EXCLUDED, NO_LABEL
-from covermap.loader import Buffers, batches, buffers_for, draw, load, timed
-from covermap.losses import class_weights, weighted_cross_entropy
-from covermap.models import MODELS
-from covermap.models.normalise import Normalised, channel_statistics, with_indices
+from covermap.inputs import KEYS, Meaning
+from covermap.loader import Buffers, batches, buffers_for, draw, load, share_of, timed
+from covermap.losses import TINY, targets, tile_loss
+from covermap.memory import is_out_of_memory, what_fits
+from covermap.models.outputs import outputs_of
+from covermap.prepare import Shapes, digest, first_state, input_shapes, labelled_pixels, must_choose, not_finite
+from covermap.recipe import best_epoch, is_over, learning_rate, update_average
 from covermap.settings import Model, Training
 from covermap.store import TileStore
+from covermap.trained import build, load_weights, save_weights
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 log = logging.getLogger(__name__)
 
-LOG_COLUMNS = ("epoch", "train_loss", "val_loss", "val_overall", "val_macro_f1", "learning_rate", "seconds", "waiting")
+LOOK_STEPS = 20  # after so many, losses are brought from the device and looked at
+CHECKPOINT_S = 600  # between checkpoints within an epoch
+LOG_COLUMNS = (
+    "epoch", "train_loss", "val_loss", "val_overall", "val_macro_f1", "learning_rate", "seconds", "waiting",
+    "tiles_per_s",
+)  # fmt: skip
 
 Metrics = dict[str, Any]
 
@@ -51,316 +63,328 @@ def train(
     weights: Path,
     metrics: Path,
     training_log: Path,
+    curves: Path,
+    events: Path,
     blocks: list[tuple[str, str]],
     model: Model,
     classes: list[str],
+    start: Path | None = None,
 ) -> None:
     """Train a network on the training tiles and keep the weights of its best epoch on the validation tiles.
 
     Parameters
     ----------
     index, packed : table of tiles and their stores, one a block.
-    weights, metrics, training_log : what is written: safetensors with all that prediction needs, JSON, CSV.
+    weights, metrics, training_log, curves, events : what is written: safetensors with all that prediction needs, JSON,
+        CSV, PNG and a file for TensorBoard, which grows in the folder beside it while training lasts.
     blocks : name of the area and of the block of each store.
     model : settings.
     classes : keys of the classes, in the order of their ids.
+    start : weights that training starts from, as ``model.start_from`` names them; none: random ones.
 
     Raises
     ------
     CoverageError
-        No labelled training pixel.
+        No training or no validation pixel that counts.
     ModelError
-        An option that the network does not have, an index without its bands, tiles whose inputs mean different things,
-        dates to drop where there is one alone, or a loss that is not finite.
+        An option that the network does not have, an index without its bands, tiles whose inputs mean different things
+        or whose side the network cannot take, dates to drop where there is one alone, start weights that do not fit, a
+        loss that is not finite, a broken checkpoint, or a batch that memory has no room for.
     """
-    recipe = model.training
-    device = use_device(recipe.threads)
+    use_device(model.training.threads)
     stores = dict(zip([(aoi, block) for aoi, block in blocks], packed, strict=True))
     inputs = [KEYS[sensor] for sensor in model.sensors]
     training, validation = (TileStore(stores, index, split, inputs) for split in ("train", "validation"))
     pixels = labelled_pixels(training, len(classes))
-    torch.manual_seed(model.seed)
-    meaning = training.meaning(inputs)
-    net = build(model, input_shapes(training[0], model), len(classes), meaning).to(device)
-    class_weight = prepare(net, training, pixels, recipe).to(device)
-    buffers = buffers_for(training, recipe.batch, device)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    rows: list[dict[str, float]] = []
-    settings = {"model": model.model_dump(mode="json"), "classes": classes, "data": digest([index, *packed])}
+    must_choose(TileStore(stores, index, "validation", ()), len(classes), model.training.min_pixels)
+    unseen = [key for key, count in zip(classes, pixels.sum(0), strict=True) if not count]
+    if unseen:
+        log.warning("no training tile has a pixel of %s, so the network cannot learn them", ", ".join(unseen))
+    shapes, meaning = input_shapes(training[0], model), training.meaning(inputs)
+    files = [index, *packed, *([start] if start else [])]
+    settings = {"model": model.model_dump(mode="json"), "classes": classes, "data": digest(files), "state": 2}
     with unfinished(weights, **settings) as parts:
-        latest, best = parts / "latest.pt", parts / "best.safetensors"
-        if latest.exists():
-            rows = resume(latest, net, optimiser, device)
-            log.info("resumed after epoch %d", len(rows))
-        epochs = range(len(rows), recipe.epochs)
-        for epoch in tqdm(epochs, "train", initial=len(rows), total=recipe.epochs, disable=not sys.stderr.isatty()):
-            start = perf_counter()
-            loss, waiting = run_epoch(net, optimiser, training, class_weight, recipe, model.seed, epoch, buffers)
-            confusion, val_loss = validate(net, validation, class_weight, recipe, len(classes), buffers)
-            scored = scores(confusion)
-            rows.append(
-                dict(
-                    zip(
-                        LOG_COLUMNS,
-                        (
-                            epoch + 1,
-                            loss,
-                            val_loss,
-                            scored["overall"] or 0.0,
-                            scored["macro_f1"] or 0.0,
-                            optimiser.param_groups[0]["lr"],
-                            perf_counter() - start,
-                            waiting,
-                        ),
-                        strict=True,
-                    )
-                )
-            )
-            log.info(" ".join(f"{key} {value:.4g}" for key, value in rows[-1].items()))
-            if best_epoch(rows) == len(rows):
-                save_weights(best, net, model, classes)
-            checkpoint(latest, net, optimiser, rows)
-        net, _ = load_weights(best, device)
-        confusion, _ = validate(net, validation, class_weight, recipe, len(classes), buffers)
-        finish(best, rows, summary_of(net, rows, confusion, classes), weights, metrics, training_log)
-
-
-def digest(files: list[Path]) -> str:
-    """BLAKE2b digest of the content of files, in their order."""
-    total = hashlib.blake2b()
-    for path in files:
-        with open(path, "rb") as file:
-            total.update(hashlib.file_digest(file, "blake2b").digest())
-    return total.hexdigest()
-
-
-def use_device(threads: int) -> torch.device:
-    """The GPU where there is one, else the CPU with a fixed number of threads and deterministic kernels."""
-    torch.set_num_threads(threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def reduced_precision(device: torch.device) -> torch.autocast:
-    """Autocast to bfloat16 where the hardware multiplies it, nothing elsewhere."""
-    on_cpu = device.type == "cpu"
-    capable = torch.cpu._is_avx512_bf16_supported() if on_cpu else torch.cuda.is_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=bool(capable))
-
-
-def build(model: Model, shapes: dict[str, tuple[int, int]], classes: int, meaning: Meaning) -> Normalised:
-    """The network of a model entry for inputs of these steps and bands (T, C), not yet trained."""
-    module, name = MODELS[model.network].split(":")
-    pairs = index_pairs(model.indices, meaning)
-    seen = with_indices(shapes, pairs)
-    try:
-        network: nn.Module = getattr(importlib.import_module(module), name)(seen, classes, **model.options)
-    except TypeError as error:
-        raise ModelError(f"network {model.network} cannot be built with options {model.options}: {error}") from error
-    return Normalised(network, shapes, classes, meaning, pairs)
-
-
-def input_shapes(tile: dict[str, np.ndarray], model: Model) -> dict[str, tuple[int, int]]:
-    """Steps and bands (T, C) of each input of the model, as found in a tile: without its indices."""
-    keys = [KEYS[sensor] for sensor in model.sensors]
-    shapes = {key: (tile[key].shape[0], tile[key].shape[1]) for key in keys}
-    if model.training.augment.drop_dates and all(shapes[key][0] == 1 for key in keys if key in SATELLITES):
-        raise ModelError(
-            f"training.augment.drop_dates is {model.training.augment.drop_dates}, but every input has one step alone: "
-            "set it to 0, or composite.every to month or scene"
+        if not (parts / "latest.pt").exists():
+            state = first_state(training, pixels, model, shapes, meaning, start)
+            save_state(parts / "latest.pt", state)
+        on_all_devices(
+            teach,
+            *(parts, training, validation, model, classes, shapes, meaning),
+            threads=model.training.threads,
+            reduced=model.training.precision == "auto",
+            at_most=model.training.batch,
         )
-    return shapes
+        finish(parts, model, classes, unseen, weights, metrics, training_log, curves, events)
 
 
-def labelled_pixels(training: TileStore, classes: int) -> np.ndarray:
-    """Training pixels of each class (K,), and how many of each the loss sees in an epoch, tiles drawn unevenly."""
-    pixels = training.table[[f"class_{i}" for i in range(1, classes + 1)]].to_numpy()
-    if not pixels.any():
-        raise CoverageError("no training tile has a labelled pixel: check the labels, their legend and the area")
-    return np.stack([pixels.sum(0), training.table.sampling.to_numpy(np.float64) @ pixels])
+# --- the loop --------------------------------------------------------------------------------------------------------
 
 
-def prepare(net: Normalised, training: TileStore, pixels: np.ndarray, recipe: Training) -> Tensor:
-    """Set the normalisation and the priors from the training split; return the class weights of the loss (K,).
+class Job(NamedTuple):
+    """What a process trains with."""
 
-    ASSUME: drawing tiles of rare classes more often changes how often classes are seen, not what they look like, so
-    their priors are corrected like those that the weights of the loss change. So are those of classes whose pixels
-    weigh less than others'. Pixels of weight 0 teach nothing, whatever their class, and are counted like the others.
-    """
-    memory, trust = training.empty(16), np.zeros((2, pixels.shape[1]))
-    parts = (training.batch(numbers, memory) for numbers in batches(np.arange(len(training)), 16))
-    parts = (add_trust(trust, part) for part in parts)
-    for key, (mean, std) in channel_statistics(parts, net.pairs).items():
-        net.get_buffer(f"{key}_mean").copy_(torch.from_numpy(mean))
-        net.get_buffer(f"{key}_std").copy_(torch.from_numpy(std))
-    there, seen = pixels
-    weights = torch.from_numpy(class_weights(seen, recipe.class_weights, recipe.weight_cap))
-    oftener = torch.from_numpy(seen / seen.sum() / np.maximum(there / there.sum(), 1e-12)).float()
-    mean_weight = torch.from_numpy(np.where(trust[1] > 0, trust[0] / np.maximum(trust[1], 1), 1)).float()
-    net.log_weights.copy_(torch.where(weights > 0, weights * oftener * mean_weight, 1).log())
-    return weights
+    fabric: Fabric
+    module: nn.Module  # the network, as it is called in training
+    state: State
+    model: Model
+    buffers: Buffers
+    keep: Callable[[], None]  # writes a checkpoint
 
 
-def add_trust(trust: np.ndarray, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Add the weights of a batch's pixels of each class, and how many have one, to ``trust`` (2, K); the batch."""
-    counted = batch["weight"] > 0
-    label, weight = batch["label"][counted], batch["weight"][counted] / 100
-    for total, of_pixels in zip(trust, (weight, None), strict=True):
-        total += np.bincount(label, of_pixels, 256)[1 : len(total) + 1]
-    return batch
-
-
-def run_epoch(
-    net: Normalised,
-    optimiser: torch.optim.Optimizer,
+def teach(
+    fabric: Fabric,
+    parts: Path,
     training: TileStore,
-    class_weight: Tensor,
-    recipe: Training,
-    seed: int,
-    epoch: int,
-    buffers: Buffers,
-) -> tuple[float, float]:
-    """One pass over the training tiles in an order of its own.
+    validation: TileStore,
+    model: Model,
+    classes: list[str],
+    shapes: Shapes,
+    meaning: Meaning,
+) -> None:
+    """Train from the checkpoint in the folder ``parts`` on; the last one and the best weights are there at the end."""
+    recipe, latest, writes = model.training, parts / "latest.pt", fabric.is_global_zero
+    state = load_state(latest, build(model, shapes, len(classes), meaning), recipe)
+    module = put_on_device(fabric, state, recipe)
+    buffers = buffers_for(training, math.ceil(recipe.batch / fabric.world_size), fabric.device)
+    job = Job(fabric, module, state, model, buffers, partial(save_state, latest, state) if writes else _nothing)
+    if state.rows or state.losses:
+        log.info("resumed after %d epochs and %d steps", len(state.rows), len(state.losses))
+    try:
+        with event_file(parts / "events.tfevents", state.rows) if writes else nullcontext(_nothing) as tell:
+            while not is_over(recipe, state.rows):
+                run_epoch(job, training)
+                confusion = end_epoch(job, training, validation)
+                if best_epoch(state.rows) == len(state.rows):
+                    state.confusion = confusion
+                    if writes:
+                        save_weights(parts / "best.safetensors", state.shown, model, classes)
+                job.keep()
+                log.info(" ".join(f"{key} {value:.4g}" for key, value in state.rows[-1].items()))
+                tell(state.rows[-1])
+            return
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    raise ModelError(what_fits(fabric, state, training, recipe))  # out of the block, whose traceback holds the memory
 
-    Returns
-    -------
-    The mean loss, and the share of the time in which the device waited for tiles.
+
+def _nothing(*_: object) -> None:
+    """What a process does that does not write."""
+
+
+def put_on_device(fabric: Fabric, state: State, recipe: Training) -> nn.Module:
+    """Bring a state to the device of this process; the network as it is called in training.
+
+    It is compiled in its place, so that its weights keep their names.
     """
-    random = np.random.default_rng([seed, epoch])
-    torch.manual_seed(int(random.integers(2**31)))  # for networks with dropout
-    order = draw(training.table, random, recipe.order)
-    steps = math.ceil(len(order) / recipe.batch)
-    net.train()
-    losses: list[float] = []
+    saved = state.optimiser.state_dict()
+    for net in (state.net, state.shown):
+        if fabric.device.type == "cuda":
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        net.to(fabric.device)
+        if recipe.compile:
+            net.compile()
+    module, _ = fabric.setup(state.net, state.optimiser)
+    state.optimiser.load_state_dict(saved)  # what it remembers of the weights follows them
+    state.class_weight = state.class_weight.to(fabric.device)
+    return cast(nn.Module, module)
+
+
+def run_epoch(job: Job, training: TileStore) -> None:
+    """Take the steps of an epoch that are left, over the training tiles in an order of its own.
+
+    Losses stay on the device until they are looked at, since a look makes the processor wait for it.
+    """
+    state, recipe = job.state, job.model.training
+    random = np.random.default_rng([job.model.seed, len(state.rows)])
+    parts = list(batches(order_of(training, random, recipe), recipe.batch))
+    turns = random.integers(8, size=len(parts)) if recipe.augment.symmetries else np.zeros(len(parts), int)
+    shares = [share_of(numbers, job.fabric.global_rank, job.fabric.world_size) for numbers in parts]
+    first, seconds, waited_s = len(state.losses), state.seconds, state.waited_s
+    start = kept = perf_counter()
     waits_s: list[float] = []
+    pending: list[Tensor] = []
+    state.net.train()
+    loaded = load(training, [tiles for tiles, _ in shares[first:]], job.buffers)
+    for step, batch in enumerate(with_bar(job, timed(loaded, waits_s), first, len(parts)), first):
+        pending.append(take_step(job, symmetry(batch, int(turns[step])), step, len(parts), shares[step][1]))
+        if step > 0 and step + 1 < len(parts) and (step + 1) % LOOK_STEPS:
+            continue
+        state.losses += looked_at(job, pending)
+        pending.clear()
+        now = perf_counter()
+        state.seconds, state.waited_s = seconds + now - start, waited_s + sum(waits_s)
+        if now - kept >= CHECKPOINT_S:
+            job.keep()
+            kept = now
+
+
+def order_of(training: TileStore, random: np.random.Generator, recipe: Training) -> np.ndarray:
+    """Numbers of the tiles of an epoch (N,): of as many draws as its steps need."""
+    wanted = recipe.steps * recipe.batch if recipe.steps else len(training)
+    draws = [draw(training.table, random, recipe.order) for _ in range(math.ceil(wanted / len(training)))]
+    return np.concatenate(draws)[:wanted]
+
+
+def with_bar(job: Job, steps: Iterable[Any], first: int, count: int) -> Iterator[Any]:
+    """The same, with a bar that grows, where somebody sees it."""
+    hidden = not (job.fabric.is_global_zero and sys.stderr.isatty())
+    title = f"epoch {len(job.state.rows) + 1} of {job.model.training.epochs}"
+    return iter(tqdm(steps, title, initial=first, total=count, leave=False, disable=hidden))
+
+
+def take_step(job: Job, batch: dict[str, Tensor], step: int, steps: int, counts: bool) -> Tensor:
+    """Take a step with what this device has of a batch, which counts or only fills it up; the loss, on the device."""
+    state, model, recipe = job.state, job.model, job.model.training
+    chance = (model.seed, len(state.rows), step, job.fabric.global_rank)
+    torch.manual_seed(int(np.random.SeedSequence(chance).generate_state(1)[0]))  # for networks with dropout
+    batch = vary(batch, recipe.augment, state.net.shapes, generator(job.buffers.device, *chance), state.net.categories)
+    for group in state.optimiser.param_groups:
+        group["lr"] = learning_rate(recipe, state.rows, step, steps)
+    loss = tile_loss(outputs_of(job.module(batch)), batch, state.class_weight, recipe)
+    if job.fabric.world_size > 1:
+        loss = loss * share_of_loss(job, batch, counts)
+    state.optimiser.zero_grad(set_to_none=True)
+    job.fabric.backward(loss)
+    if recipe.clip is not None:
+        nn.utils.clip_grad_norm_(state.net.parameters(), recipe.clip)
+    state.optimiser.step()
+    if recipe.average:
+        update_average(state.shown, state.net, recipe.average, len(state.rows) * steps + step)
+    return loss.detach()
+
+
+def share_of_loss(job: Job, batch: dict[str, Tensor], counts: bool) -> Tensor:
+    """What the loss of this device counts, so that the mean over the devices is the loss of the batch as a whole.
+
+    Exact for means over labelled pixels, which are those of one device as well; losses of overlap, and those of outputs
+    that see other pixels each, are means of those of the devices.
+    """
+    mine = basis(batch, job.state.class_weight, job.model.training) * counts
+    return mine / over_devices(job.fabric, mine, "mean").clamp(min=TINY)
+
+
+def over_devices(fabric: Fabric, values: Tensor, how: str) -> Tensor:
+    """Mean or sum over the devices."""
+    return values if fabric.world_size == 1 else cast(Tensor, fabric.all_reduce(values.clone(), reduce_op=how))
+
+
+def basis(batch: dict[str, Tensor], class_weight: Tensor, recipe: Training) -> Tensor:
+    """What the loss of a batch is a mean over: the weight of its labels, or its pixels; a scalar."""
+    label, weight = targets(batch)
+    if recipe.normalise == "pixels":
+        return torch.tensor(float(label.numel()), device=label.device)
+    return torch.where(label >= 0, weight * class_weight[label.clamp(min=0)], 0).sum()
+
+
+def looked_at(job: Job, pending: list[Tensor]) -> list[float]:
+    """Losses of the last steps, the means over the devices; ModelError where one is not finite."""
+    values: list[float] = over_devices(job.fabric, torch.stack(pending), "mean").tolist()
+    for step, value in enumerate(values, len(job.state.losses) + 1):
+        if not math.isfinite(value):
+            name = not_finite(job.state.net)
+            where = f", and {name} of the network is not finite" if name else ""
+            raise ModelError(
+                f"the loss of epoch {len(job.state.rows) + 1}, step {step} is {value}{where}: lower "
+                "training.learning_rate"
+            )
+    return values
+
+
+def end_epoch(job: Job, training: TileStore, validation: TileStore) -> Tensor:
+    """Validate, add the epoch to the log and begin the next one; the confusion of the validation tiles."""
+    state, recipe = job.state, job.model.training
     start = perf_counter()
-    for step, batch in enumerate(timed(load(training, order, buffers), waits_s)):
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * schedule((epoch * steps + step) / (recipe.epochs * steps))
-        batch = symmetry(batch, int(random.integers(8)) if recipe.augment.symmetries else 0)
-        batch = vary(batch, recipe.augment, net.shapes, generator(buffers.device, seed, epoch, step))
-        with reduced_precision(buffers.device):
-            logits = net(batch)
-        loss = tile_loss(logits, batch, class_weight, recipe.label_smoothing)
-        if not torch.isfinite(loss):
-            raise ModelError(f"the loss of epoch {epoch + 1} is {loss.item()}: lower training.learning_rate")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimiser.step()
-        losses.append(loss.item())
-    return float(np.mean(losses)), sum(waits_s) / (perf_counter() - start)
-
-
-def schedule(progress: float, warm_up: float = 0.05) -> float:
-    """Share of the highest learning rate at ``progress`` 0..1: linear warm-up, then half a cosine to zero."""
-    if progress < warm_up:
-        return (progress + 1e-3) / (warm_up + 1e-3)
-    return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
-
-
-def tile_loss(logits: Tensor, batch: dict[str, Tensor], class_weight: Tensor, smoothing: float) -> Tensor:
-    """Loss of a batch, without the pixels that carry no label."""
-    label = batch["label"].long() - 1  # (B, H, W)
-    ignored = (batch["label"] == NO_LABEL) | (batch["label"] == EXCLUDED)
-    label = torch.where(ignored, -1, label)
-    return weighted_cross_entropy(logits, label, batch["weight"].float() / 100, class_weight, smoothing)
+    confusion, loss = validate(job, validation)
+    scored = scores(confusion.numpy(), min_pixels=recipe.min_pixels)
+    values = (
+        len(state.rows) + 1,
+        float(np.mean(state.losses)),
+        loss,
+        scored["overall"] or 0.0,
+        scored["macro_f1"] or 0.0,
+        state.optimiser.param_groups[0]["lr"],
+        state.seconds + perf_counter() - start,
+        state.waited_s / state.seconds,
+        (recipe.steps * recipe.batch if recipe.steps else len(training)) / state.seconds,
+    )
+    state.rows.append(dict(zip(LOG_COLUMNS, values, strict=True)))
+    state.losses, state.seconds, state.waited_s = [], 0.0, 0.0
+    return confusion
 
 
 @torch.inference_mode()
-def validate(
-    net: Normalised, tiles: TileStore, class_weight: Tensor, recipe: Training, classes: int, buffers: Buffers
-) -> tuple[np.ndarray, float]:
-    """Confusion of the argmax with the labels (map class, label class) and mean loss over the validation tiles."""
+def validate(job: Job, tiles: TileStore) -> tuple[Tensor, float]:
+    """Confusion of the guesses with the labels, int64 (map class, label class), and mean loss of validation tiles."""
+    net, fabric, class_weight, recipe = job.state.shown, job.fabric, job.state.class_weight, job.model.training
+    classes = len(class_weight)
+    confusion = torch.zeros(classes**2 + 1, dtype=torch.int64, device=fabric.device)
+    total = torch.zeros(2, device=fabric.device, dtype=torch.float64)
+    parts = [
+        share_of(part, fabric.global_rank, fabric.world_size) for part in batches(np.arange(len(tiles)), recipe.batch)
+    ]
     net.eval()
-    confusion, losses = np.zeros((classes, classes), np.int64), []
-    for batch in load(tiles, np.arange(len(tiles)), buffers):
-        with reduced_precision(buffers.device):
-            logits = net(batch)
-        losses.append(tile_loss(logits, batch, class_weight, recipe.label_smoothing).item())
-        guess = (logits.float() - net.log_weights[None, :, None, None]).argmax(1)  # (B, H, W)
-        used = (batch["weight"] > 0) & (batch["label"] != NO_LABEL) & (batch["label"] != EXCLUDED)
-        pairs = guess[used] * classes + batch["label"][used].long() - 1
-        confusion += torch.bincount(pairs, minlength=classes**2).reshape(classes, classes).cpu().numpy()
-    return confusion, float(np.mean(losses))
+    for batch in load(tiles, [part for part, counts in parts if counts], job.buffers):
+        with fabric.autocast():
+            outputs = outputs_of(net(batch))
+        outputs = [output._replace(logits=output.logits.float()) for output in outputs]
+        counted = basis(batch, class_weight, recipe).double()
+        total += torch.stack([tile_loss(outputs, batch, class_weight, recipe).double() * counted, counted])
+        label, weight = targets(batch)
+        guess = net.chosen(outputs).argmax(1)  # (B, H, W), or (B,) of patches
+        pairs = torch.where((label >= 0) & (weight > 0), guess * classes + label, classes**2)
+        confusion += torch.bincount(pairs.flatten(), minlength=classes**2 + 1)
+    loss, of = over_devices(fabric, total, "sum").tolist()
+    confusion = over_devices(fabric, confusion, "sum").cpu()
+    return confusion[:-1].reshape(classes, classes), loss / max(of, TINY)
 
 
-def best_epoch(rows: list[dict[str, float]]) -> int:
-    """Number of the first epoch with the highest macro F1 on the validation tiles."""
-    return int(np.argmax([row["val_macro_f1"] for row in rows])) + 1
-
-
-def save_weights(path: Path, net: Normalised, model: Model, classes: list[str]) -> None:
-    """Weights with all that prediction needs: settings, shapes and meaning of the inputs, and classes, as header.
-
-    The header has one entry, since safetensors writes several in any order, and equal weights shall be equal bytes.
-    """
-    header = {
-        "model": model.model_dump(mode="json"),
-        "shapes": net.shapes,
-        "meaning": net.meaning,
-        "classes": classes,
-    }
-    state = {name: values.contiguous() for name, values in net.state_dict().items()}
-    with whole(path) as part:
-        save_file(state, part, {"covermap": json.dumps(header)})
-
-
-def load_weights(path: Path, device: torch.device) -> tuple[Normalised, list[str]]:
-    """A trained network and the keys of its classes."""
-    try:
-        with safe_open(path, "pt") as file:
-            header = json.loads(file.metadata()["covermap"])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-        model, shapes, meaning, classes = (header[key] for key in ("model", "shapes", "meaning", "classes"))
-    except Exception as error:
-        raise ModelError(f"weights {path} cannot be read ({error}): expected a file that rule train wrote") from error
-    net = build(Model(**model), {key: tuple(shape) for key, shape in shapes.items()}, len(classes), meaning)
-    net.load_state_dict(state)
-    return net.to(device).eval(), classes
-
-
-def checkpoint(path: Path, net: Normalised, optimiser: torch.optim.Optimizer, rows: list[dict[str, float]]) -> None:
-    """State after an epoch, for a retry of a job that died."""
-    with whole(path) as part:
-        torch.save({"net": net.state_dict(), "optimiser": optimiser.state_dict(), "rows": rows}, part)
-
-
-def resume(
-    path: Path, net: Normalised, optimiser: torch.optim.Optimizer, device: torch.device
-) -> list[dict[str, float]]:
-    """Load a checkpoint (tensors and numbers only, never code); the log so far."""
-    state = torch.load(path, map_location=device, weights_only=True)
-    net.load_state_dict(state["net"])
-    optimiser.load_state_dict(state["optimiser"])
-    rows: list[dict[str, float]] = state["rows"]
-    return rows
-
-
-def summary_of(net: Normalised, rows: list[dict[str, float]], confusion: np.ndarray, classes: list[str]) -> Metrics:
-    """The best epoch, and how it does on the validation tiles."""
-    scored = scores(confusion)
-    return {
-        "best_epoch": best_epoch(rows),
-        "parameters": sum(values.numel() for values in net.parameters()),
-        "validation": {
-            "overall": scored["overall"],
-            "macro_f1": scored["macro_f1"],
-            "f1": {key: entry["f1"] for key, entry in zip(classes, scored["classes"], strict=True)},
-        },
-    }
+# --- after the last step ---------------------------------------------------------------------------------------------
 
 
 def finish(
-    best: Path, rows: list[dict[str, float]], summary: Metrics, weights: Path, metrics: Path, training_log: Path
+    parts: Path,
+    model: Model,
+    classes: list[str],
+    unseen: list[str],
+    weights: Path,
+    metrics: Path,
+    training_log: Path,
+    curves: Path,
+    events: Path,
 ) -> None:
-    """Write the log, the metrics of the best epoch and its weights."""
+    """Write the log, as a table, a picture and for TensorBoard, the metrics of the best epoch, and its weights."""
+    from covermap.charts import draw_curves  # matplotlib is slow to import
+
+    net, _ = load_weights(parts / "best.safetensors", torch.device("cpu"))
+    state = load_state(parts / "latest.pt", net, model.training)
     with whole(training_log) as part, open(part, "w", newline="") as file:
         writer = csv.DictWriter(file, LOG_COLUMNS)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(state.rows)
+    summary = {
+        "best_epoch": best_epoch(state.rows),
+        "parameters": sum(values.numel() for values in net.parameters()),
+        "without_training_pixels": unseen,
+        "validation": summary_of(state.confusion.numpy(), classes, model.training.min_pixels),
+    }
     with whole(metrics) as part:
         part.write_text(json.dumps(summary, indent=2) + "\n")
-    with whole(weights) as part:
-        part.write_bytes(best.read_bytes())
+    draw_curves(state.rows, curves)
+    for source, output in ((parts / "events.tfevents", events), (parts / "best.safetensors", weights)):
+        with whole(output) as part:
+            shutil.copyfile(source, part)
+
+
+def summary_of(confusion: np.ndarray, classes: list[str], min_pixels: int) -> Metrics:
+    """How a network does on the validation tiles; of the confusion the rows are the map, the columns the label."""
+    scored = scores(confusion, min_pixels=min_pixels)
+    by_class = dict(zip(classes, scored["classes"], strict=True))
+    return {
+        "overall": scored["overall"],
+        "macro_f1": scored["macro_f1"],
+        "kappa": scored["kappa"],
+        "f1": {key: entry["f1"] for key, entry in by_class.items()},
+        "iou": {key: entry["iou"] for key, entry in by_class.items()},
+        "confusion": confusion.tolist(),
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,9 @@ from numba import njit
 from torch import Tensor, nn
 
 from covermap.errors import CoverageError
-from covermap.inputs import DAY, NODATA, Meaning, Pairs
+from covermap.inputs import DAY, NODATA, Meaning, Pairs, categories_of
+from covermap.models.outputs import Answer, Output, outputs_of, vote
+from covermap.stack import SCENE_CLASSES
 
 INDEX_STEPS = 10_000  # of an index: as fine as reflectance, so that one floor of the deviation suits both
 
@@ -20,28 +22,43 @@ class Normalised(nn.Module):
 
     ``shapes`` are steps and bands (T, C) of the integers of each input, ``meaning`` is that of their axes, and
     ``pairs`` are the bands that each input's I indices are computed from, which the network sees as further bands.
-    ``mean`` and ``std`` (T, C + I) of each input come from the training split and are stored with the weights;
-    ``log_weights`` (K,) are the logarithms of the loss's class weights.
+    ``mean`` and ``std`` (T, C + I) of each input come from the training split and are stored with the weights; those
+    of inputs in ``any_steps``, whose steps may be of other dates and numbers elsewhere, are one for all (1, C + I).
+    Channels that hold classes, of the layer scl, are not normalised: the network sees them as 0 and 1 of each class.
+    ``log_weights`` (K,) are the logarithms of the loss's class weights. ``evidence`` makes logits of a network that did
+    not learn by cross-entropy comparable to them; none: they are.
     """
 
     def __init__(
-        self, network: nn.Module, shapes: dict[str, tuple[int, int]], classes: int, meaning: Meaning, pairs: Pairs
+        self,
+        network: nn.Module,
+        shapes: dict[str, tuple[int, int]],
+        classes: int,
+        meaning: Meaning,
+        pairs: Pairs,
+        any_steps: Sequence[str] = (),
+        evidence: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.shapes = dict(shapes)
         self.meaning = meaning
         self.pairs = pairs
-        for key, shape in with_indices(shapes, pairs).items():
+        self.any_steps = tuple(any_steps)
+        self.categories = categories_of(meaning)
+        self.evidence = evidence
+        for key, (steps, bands) in with_indices(shapes, pairs).items():
+            shape = (1 if key in any_steps else steps, bands)
             self.register_buffer(f"{key}_mean", torch.zeros(shape))
             self.register_buffer(f"{key}_std", torch.ones(shape))
         self.register_buffer("log_weights", torch.zeros(classes))
 
     log_weights: Tensor
 
-    def forward(self, integers: dict[str, Tensor]) -> Tensor:
-        """Logits (B, K, H, W) from integers (B, T, C, H, W) and, where s2 was filled, its ``day`` (B, T, H, W).
+    def forward(self, integers: dict[str, Tensor]) -> Answer:
+        """Logits (B, K, H, W), or several of them, from integers (B, T, C, H, W).
 
+        Where s2 was filled, its ``day`` (B, T, H, W) is needed too.
         The network gets the mask of every step of every input (B, T, H, W): the share of its bands that was seen, and
         0 where it was not seen in this step. Values that were filled in from other steps are given as they are; the
         mask tells them apart. The number of clear observations is no input: it depends on how many scenes there are,
@@ -53,19 +70,44 @@ class Normalised(nn.Module):
             seen = integers[key] != NODATA[key]  # (B, T, C, H, W)
             values, seen = add_indices(key, integers[key].float(), seen, self.pairs.get(key, ()))  # (B, T, C + I, H, W)
             inputs[key] = torch.where(seen, (values - mean) / std, 0)
+            if key in self.categories:
+                inputs[key] = one_hot(inputs[key], integers[key], self.categories[key])
             valid[key] = seen.to(values.dtype).mean(2)  # (B, T, H, W)
             if key == "s2" and DAY in integers:
                 valid[key] *= integers[DAY] > 0
-        return self.network(inputs, valid)
+        answer: Answer = self.network(inputs, valid)
+        return answer
 
     def probabilities(self, integers: dict[str, Tensor]) -> Tensor:
-        """Class probabilities (B, K, H, W) at the training prevalence.
+        """Class probabilities (B, K, H, W), or (B, K) of patches, at the training prevalence.
 
         A loss with class weights w teaches p(k) w(k) up to a factor; dividing by w keeps rare classes from being
         inflated in the map (Menon et al. 2021, arXiv:2007.07314).
         """
-        logits = self(integers).float()
-        return (logits - self.log_weights[None, :, None, None]).softmax(1)
+        return self.chosen(outputs_of(self(integers)))
+
+    def chosen(self, outputs: list[Output]) -> Tensor:
+        """The same from what the network gave."""
+        if self.evidence is not None:
+            outputs = [output._replace(logits=self.evidence(output.logits)) for output in outputs]
+        return vote(outputs, self.log_weights, getattr(self.network, "voting", "mean") == "majority")
+
+
+def seen_shapes(shapes: dict[str, tuple[int, int]], pairs: Pairs, meaning: Meaning) -> dict[str, tuple[int, int]]:
+    """Steps and channels (T, C) of each input as the network sees it."""
+    more = {key: (SCENE_CLASSES - 1) * len(channels) for key, channels in categories_of(meaning).items()}
+    return {key: (steps, bands + more.get(key, 0)) for key, (steps, bands) in with_indices(shapes, pairs).items()}
+
+
+def one_hot(values: Tensor, integers: Tensor, channels: Sequence[int]) -> Tensor:
+    """Values (B, T, C, H, W) whose channels of scene classes are replaced, behind the others, by one for each class.
+
+    Where a class from 1 to 11 is not given by the integers (B, T, C, H, W), all of its channels are 0.
+    """
+    others = [channel for channel in range(values.shape[2]) if channel not in channels]
+    numbers = torch.arange(1, SCENE_CLASSES + 1, device=integers.device).view(-1, 1, 1)  # (11, 1, 1)
+    hot = [(integers[:, :, channel, None] == numbers).to(values.dtype) for channel in channels]  # (B, T, 11, H, W)
+    return torch.cat([values[:, :, others], *hot], 2)
 
 
 def with_indices(shapes: dict[str, tuple[int, int]], pairs: Pairs) -> dict[str, tuple[int, int]]:
@@ -105,11 +147,12 @@ def index_values(key: str, values: Tensor, seen: Tensor, pairs: Sequence[tuple[i
 
 
 def channel_statistics(
-    batches: Iterable[dict[str, np.ndarray]], pairs: Pairs
+    batches: Iterable[dict[str, np.ndarray]], pairs: Pairs, any_steps: Sequence[str] = ()
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Mean and standard deviation (T, C + I) of each input's bands and indices where seen, streaming.
 
-    Sums of bands are whole numbers, and exact; those of indices are float64.
+    Those of inputs in ``any_steps`` are of all steps together (1, C + I). Sums of bands are whole numbers, and exact;
+    those of indices are float64.
 
     Raises
     ------
@@ -123,7 +166,8 @@ def channel_statistics(
             sums[key] = [a + b for a, b in zip(sums[key], terms, strict=True)] if key in sums else terms
     statistics = {}
     for key, terms in sums.items():
-        count, total, squares = np.concatenate(terms, 2)
+        moments = np.concatenate(terms, 2)  # (3, T, C + I)
+        count, total, squares = moments.sum(1, keepdims=True) if key in any_steps else moments
         if not count.any():
             raise CoverageError(
                 f"no training tile has a single observation of {key}: check season, masks.max_scene and scenes of the "

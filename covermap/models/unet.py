@@ -11,8 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-# Clouds differ from step to step; what the radar misses lies beyond a swath, and one layer tells in how many months.
-SHARED_MASKS = {"s1"}
+from covermap.models.blocks import stacked, stacked_channels
 
 
 class Unet(nn.Module):
@@ -35,10 +34,8 @@ class Unet(nn.Module):
     def __init__(self, shapes: dict[str, tuple[int, int]], classes: int, width: int = 32, depth: int = 3) -> None:
         super().__init__()
         self.multiple = 2**depth
-        masks = {key: 1 if key in SHARED_MASKS else steps for key, (steps, _) in shapes.items()}
-        channels = sum(steps * bands + masks[key] for key, (steps, bands) in shapes.items())
         widths = [width * 2**level for level in range(depth + 1)]
-        self.enter = nn.Conv2d(channels, width, 1)
+        self.enter = nn.Conv2d(stacked_channels(shapes, masks=True), width, 1)
         self.encoder = nn.ModuleList([Block(width, width)])
         self.encoder.extend(Block(a, b) for a, b in pairwise(widths))
         self.reduce = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(widths))
@@ -47,12 +44,7 @@ class Unet(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor], valid: dict[str, Tensor]) -> Tensor:
         """Logits (B, K, H, W) from inputs (B, T, C, H, W), 0 where not valid, and valid (B, T, H, W), 0 to 1."""
-        layers = []
-        for name, values in inputs.items():
-            layers.append(values.flatten(1, 2))  # (B, T*C, H, W)
-            seen = valid[name].to(values.dtype)  # (B, T, H, W)
-            layers.append(seen.mean(1, keepdim=True) if name in SHARED_MASKS else seen)  # (B, 1 or T, H, W)
-        x = self.enter(torch.cat(layers, 1))  # (B, width, H, W)
+        x = self.enter(stacked(inputs, valid, masks=True))  # (B, width, H, W)
         skips = []
         for level, block in enumerate(self.encoder):
             x = block(nn.functional.max_pool2d(x, 2) if level else x)  # (B, width*2^level, H/2^level, W/2^level)

@@ -8,37 +8,63 @@ import pytest
 import torch
 
 from covermap.errors import CoverageError
-from covermap.inputs import DAY, NODATA, index_pairs
+from covermap.inputs import DAY, KEYS, NODATA, index_pairs
 from covermap.models import MODELS
 from covermap.models.normalise import Normalised, channel_statistics
 from covermap.models.options import OPTIONS
+from covermap.models.outputs import outputs_of
 from covermap.settings import Model
-from covermap.train import build, load_weights, save_weights
+from covermap.trained import build, load_weights, save_weights
 
 SHAPES = {"s1": (3, 2), "s2": (2, 4)}
 MEANING = {
     "s1": {"month": ["01", "02", "03"], "polarisation": ["VV", "VH"]},
     "s2": {"band": ["B02", "B03", "B04", "B08"]},
 }
+RICH_SHAPES = {**SHAPES, "terrain": (1, 2)}
+RICH_MEANING = {**MEANING, "terrain": {"layer": ["elevation", "slope"]}}
+SMALL = {"width": 8, "encoder": "resnet10t"}  # values of the options, where a network has them, that make it small
+
+
+def made(name, seed=0, sensors=("sentinel1", "sentinel2"), **settings):
+    """A small network of this name that sees what it can of the sensors, and its settings."""
+    torch.manual_seed(seed)
+    options = {key: value for key, value in SMALL.items() if key in OPTIONS[name].model_fields}
+    sensors = [sensor for sensor in sensors if sensor in OPTIONS[name].takes]
+    model = Model(network=name, train_on=["here"], sensors=sensors, options=options, **settings)
+    keys = [KEYS[sensor] for sensor in sensors]
+    shapes, meaning = ({key: whole[key] for key in keys} for whole in (RICH_SHAPES, RICH_MEANING))
+    return build(model, shapes, 5, meaning).eval(), model
+
+
+def seen_by(net, values):
+    """Those of the inputs that the network sees."""
+    return {key: item for key, item in values.items() if key in net.shapes or key == DAY}
+
+
+def answers(net, values):
+    """Logits (N, B, K, H, W), or (N, B, K) of patches, of all N outputs."""
+    return torch.stack([output.logits for output in outputs_of(net(seen_by(net, values)))])
+
+
+def size(net, *sides):
+    """What the logits of one output of two tiles have."""
+    return (2, 5) if type(net.network).__name__ == "Classifier" else (2, 5, *sides)
 
 
 @pytest.fixture(params=MODELS)
 def net(request):
-    torch.manual_seed(0)
-    return build(Model(network=request.param, train_on=["here"]), SHAPES, 5, MEANING).eval()
-
-
-RICH_SHAPES = {**SHAPES, "terrain": (1, 2)}
-RICH_MEANING = {**MEANING, "terrain": {"layer": ["elevation", "slope"]}}
+    return made(request.param)[0]
 
 
 @pytest.fixture(params=MODELS)
 def rich(request):
     """The network behind terrain and indices."""
-    torch.manual_seed(0)
     sensors = ["sentinel2", "terrain", "sentinel1"]
-    model = Model(network=request.param, train_on=["here"], sensors=sensors, indices=["ndvi", "ndwi", "vh_minus_vv"])
-    return build(model, RICH_SHAPES, 5, RICH_MEANING).eval(), model
+    indices = ["ndvi", "ndwi", "vh_minus_vv"]
+    if "sentinel1" not in OPTIONS[request.param].takes:
+        indices.pop()
+    return made(request.param, sensors=sensors, indices=indices)
 
 
 def rich_inputs():
@@ -46,78 +72,118 @@ def rich_inputs():
     return {**inputs(), "terrain": terrain.short(), DAY: torch.full((2, 2, 64, 64), 200, dtype=torch.int16)}
 
 
-def inputs(side=64, seed=0):
+def inputs(height=64, width=64, seed=0):
     random = torch.Generator().manual_seed(seed)
-    s1 = torch.randint(-3000, 0, (2, 3, 2, side, side), generator=random, dtype=torch.int16)
-    s2 = torch.randint(1, 5000, (2, 2, 4, side, side), generator=random, dtype=torch.int32)
+    s1 = torch.randint(-3000, 0, (2, 3, 2, height, width), generator=random, dtype=torch.int16)
+    s2 = torch.randint(1, 5000, (2, 2, 4, height, width), generator=random, dtype=torch.int32)
     return {"s1": s1, "s2": s2}
 
 
+def like_real(net):
+    """The network with statistics of the inputs that bring them to about 0 and 1, as training does."""
+    for key, mean, std in (("s1", -1500, 900), ("s2", 2500, 1400)):
+        if key in net.shapes:
+            net.get_buffer(f"{key}_mean").fill_(mean)
+            net.get_buffer(f"{key}_std").fill_(std)
+    return net
+
+
 def test_it_scores_every_pixel(net):
-    assert net(inputs()).shape == (2, 5, 64, 64)
-    assert net(inputs(side=96)).shape == (2, 5, 96, 96)
+    least = getattr(net.network, "multiple", 32)
+    for sides in ((64, 64), (96, 64), (least, 3 * least)):
+        assert net.probabilities(seen_by(net, inputs(*sides))).shape == size(net, *sides)
+
+
+def test_every_output_of_training_is_scored(net):
+    outputs = outputs_of(net.train()(seen_by(net, inputs())))
+    assert all(output.logits.shape == size(net, 64, 64) and output.share > 0 for output in outputs)
 
 
 def test_a_gradient_reaches_every_weight(net):
-    net(inputs()).square().mean().backward()
+    for module in like_real(net).train().modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()  # else a bias before it has no gradient but rounding
+    answers(net, inputs()).square().mean().backward()
     for name, parameter in net.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
 def test_what_was_not_observed_does_not_matter(net):
-    values = inputs()
-    values["s1"][:, 1] = NODATA["s1"]
-    expected = net(values)
-    net.get_buffer("s1_mean").add_(0)
-    other = {key: item.clone() for key, item in values.items()}
-    net.s1_mean[1] += 1e3  # what normalises an empty month has nothing to act on
-    torch.testing.assert_close(net(other), expected)
+    for key in net.shapes:
+        steps = [0, 1] if key in net.any_steps else [1]
+        values = inputs()
+        values[key][:, steps] = NODATA[key]
+        expected = answers(net, values)
+        net.get_buffer(f"{key}_mean")[0 if key in net.any_steps else 1] += 1e3  # nothing that it acts on
+        torch.testing.assert_close(answers(net, values), expected)
 
 
 def test_indices_and_terrain_are_inputs_like_the_others(rich, tmp_path):
     net, model = rich
-    assert net(rich_inputs()).shape == (2, 5, 64, 64)
-    assert {key: tuple(net.get_buffer(f"{key}_mean").shape) for key in net.shapes} == {
-        "s1": (3, 3),
-        "s2": (2, 6),
-        "terrain": (1, 2),
-    }
+    values = rich_inputs()
+    assert net.probabilities(seen_by(net, values)).shape == size(net, 64, 64)
+    for key, channels in {"s1": 3, "s2": 6, "terrain": 2}.items():
+        if key in net.shapes:
+            steps = 1 if key in net.any_steps else RICH_SHAPES[key][0]
+            assert net.get_buffer(f"{key}_mean").shape == (steps, channels)
     save_weights(tmp_path / "weights.safetensors", net, model, list("abcde"))
     again, _ = load_weights(tmp_path / "weights.safetensors", torch.device("cpu"))
-    assert again.shapes == RICH_SHAPES
-    torch.testing.assert_close(again(rich_inputs()), net(rich_inputs()))
+    assert again.shapes == {key: RICH_SHAPES[key] for key in net.shapes}
+    torch.testing.assert_close(answers(again, values), answers(net, values))
 
 
-@pytest.mark.parametrize("key", ["s1", "s2", "terrain"])
-def test_every_channel_reaches_the_network(rich, key):
+def test_every_channel_reaches_the_network(rich):
     net, _ = rich
     for each in net.shapes:
         net.get_buffer(f"{each}_std").fill_(1000)
-    expected = net(rich_inputs())
-    means = net.get_buffer(f"{key}_mean")
-    for channel in range(means.shape[1]):
-        means[:, channel] += 1000
-        assert not torch.allclose(net(rich_inputs()), expected), channel
-        means[:, channel] -= 1000
+    expected = answers(net, rich_inputs())
+    for key in net.shapes:
+        means = net.get_buffer(f"{key}_mean")
+        for channel in range(means.shape[1]):
+            means[:, channel] += 1000
+            assert not torch.allclose(answers(net, rich_inputs()), expected), (key, channel)
+            means[:, channel] -= 1000
 
 
 def test_without_observations_indices_are_finite(rich):
     net, _ = rich
     empty = {key: torch.full_like(values, NODATA.get(key, 0)) for key, values in rich_inputs().items()}
-    assert net(empty).isfinite().all()
+    assert answers(net, empty).isfinite().all()
+    assert net.probabilities(seen_by(net, empty)).isfinite().all()
 
 
 def test_the_mask_of_each_step_of_clouds_matters(net):
-    """Values that normalise to 0 say nothing, so that what differs is the mask alone."""
-    answers = []
-    for unseen in ([], [0], [1], [0, 1]):
+    """Values that normalise to 0 say nothing, so that what differs is the mask alone.
+
+    Which of two dates was seen is all the same to a network that takes any dates, since they are alike here.
+    """
+    given = []
+    for unseen in ([], [0], [0, 1]) if "s2" in net.any_steps else ([], [0], [1], [0, 1]):
         values = inputs()
         values["s2"].fill_(100)
         net.s2_mean.fill_(100)
         values["s2"][:, unseen] = NODATA["s2"]
-        answers.append(net(values))
-    for number, one in enumerate(answers):
-        assert not any(torch.allclose(one, other) for other in answers[:number])
+        given.append(answers(net, values))
+    for number, one in enumerate(given):
+        assert not any(torch.allclose(one, other) for other in given[:number])
+
+
+def test_half_precision_changes_little(net):
+    """And neither does the order of channels in memory."""
+    values = seen_by(like_real(net), inputs())
+    expected = net.probabilities(values)
+    net = net.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(net.probabilities(values), expected, atol=1e-4, rtol=1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (net.probabilities(values) - expected).abs().mean() < 0.02
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cpu_and_gpu_give_the_same(net):
+    values = seen_by(like_real(net), inputs())
+    expected = net.probabilities(values)
+    got = net.cuda().probabilities({key: item.cuda() for key, item in values.items()})
+    torch.testing.assert_close(got.cpu(), expected, atol=1e-3, rtol=1e-3)
 
 
 class Probe(torch.nn.Module):
@@ -170,24 +236,26 @@ def test_statistics_of_indices_are_those_of_where_their_bands_were_seen():
 
 
 def test_probabilities_are_taken_back_to_the_training_prevalence(net):
-    logits = net(inputs()).detach()
-    net.log_weights.copy_(torch.arange(5.0))
-    expected = (logits - torch.arange(5.0)[None, :, None, None]).softmax(1)
-    torch.testing.assert_close(net.probabilities(inputs()), expected)
+    prior = torch.arange(5.0)
+    logits = answers(net, inputs()).detach()
+    net.log_weights.copy_(prior)
+    expected = (logits - prior.view(1, 1, -1, *[1] * (logits.ndim - 3))).softmax(2).mean(0)
+    torch.testing.assert_close(net.probabilities(seen_by(net, inputs())), expected)
 
 
-def test_it_is_saved_and_loaded_whole(net, tmp_path):
-    name = type(net.network).__name__.lower()
-    model = Model(network=name, train_on=["here"])
-    net.s1_mean.copy_(torch.randn(3, 2))
+@pytest.mark.parametrize("name", MODELS)
+def test_it_is_saved_and_loaded_whole(name, tmp_path):
+    net, model = made(name)
+    for key in net.shapes:
+        net.get_buffer(f"{key}_mean").normal_()
     save_weights(tmp_path / "weights.safetensors", net, model, list("abcde"))
     again, classes = load_weights(tmp_path / "weights.safetensors", torch.device("cpu"))
     assert classes == list("abcde")
-    assert (again.shapes, again.meaning) == (SHAPES, MEANING)
+    assert (again.shapes, again.meaning) == (net.shapes, net.meaning)
     first = (tmp_path / "weights.safetensors").read_bytes()
     save_weights(tmp_path / "weights.safetensors", again, model, classes)
     assert (tmp_path / "weights.safetensors").read_bytes() == first
-    torch.testing.assert_close(again(inputs()), net(inputs()))
+    torch.testing.assert_close(answers(again, inputs()), answers(net, inputs()))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -202,9 +270,10 @@ def test_every_network_has_options():
     assert set(OPTIONS) == set(MODELS)
 
 
-def test_its_options_know_what_a_side_must_be_a_multiple_of(net):
-    name = type(net.network).__name__.lower()
-    assert OPTIONS[name]().multiple == getattr(net.network, "multiple", 1)
+@pytest.mark.parametrize("name", MODELS)
+def test_its_options_know_what_a_side_must_be_a_multiple_of(name):
+    net, model = made(name)
+    assert model.network_options.multiple == getattr(net.network, "multiple", 1)
 
 
 def test_an_input_that_was_never_seen_teaches_nothing():

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from covermap.augment import generator, symmetry, vary
+from covermap.augment import generator, resampled, symmetry, vary
 from covermap.inputs import DAY, NODATA
 from covermap.settings import Augment, Model
 
@@ -29,8 +29,15 @@ def batch_of(tiles=6, steps=5, gaps=True):
     return {key: torch.from_numpy(values) for key, values in batch.items()}
 
 
-def varied(batch, seeds=(1, 2, 3), inputs=("s1", "s2", "terrain"), **settings):
-    return vary(batch, Augment(**settings), inputs, generator(CPU, *seeds))
+def varied(batch, seeds=(1, 2, 3), inputs=("s1", "s2", "terrain"), categories=None, **settings):
+    return vary(batch, Augment(**settings), inputs, generator(CPU, *seeds), categories)
+
+
+def turned(batch, degrees=0.0, side=1.0, middle=(0.0, 0.0), categories=None):
+    """Every tile turned, cut out and moved alike."""
+    tiles = len(batch["label"])
+    angle, share = torch.full((tiles,), np.radians(degrees)), torch.full((tiles,), side)
+    return resampled(batch, angle.float(), share, torch.tensor([middle] * tiles), categories or {})
 
 
 def lost(batch, key):
@@ -180,3 +187,104 @@ def test_inputs_that_the_network_does_not_see_do_not_count():
 def test_settings_that_change_nothing_are_refused(sensors, augment, told):
     with pytest.raises(ValidationError, match=told):
         Model(network="unet", train_on=["here"], sensors=sensors, training={"augment": augment})
+
+
+# --- turned and cut out ----------------------------------------------------------------------------------------------
+
+
+def fields(side=33):
+    """A plane that grows eastwards by 10 and southwards by 100 a pixel, and labels that say which quarter it is."""
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    plane = 1000 + 10 * x + 100 * y
+    quarter = 1 + (x >= side // 2) + 2 * (y >= side // 2)
+    return {
+        "s1": -plane.short()[None, None, None].repeat(2, 2, 1, 1, 1),
+        "s2": plane.int()[None, None, None].repeat(2, 3, 2, 1, 1),
+        "terrain": torch.stack([plane, quarter]).short()[None, None].repeat(2, 1, 1, 1, 1),
+        DAY: quarter.short()[None, None].repeat(2, 3, 1, 1),
+        "label": quarter.to(torch.uint8)[None].repeat(2, 1, 1),
+        "weight": torch.full((2, side, side), 100, dtype=torch.uint8),
+    }
+
+
+def test_a_plane_turns_as_geometry_says():
+    """A pixel d east and e south of the middle comes from cos d - sin e east and sin d + cos e south of it."""
+    batch, degrees = fields(), 30
+    found = turned(batch, degrees)
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    y, x = np.mgrid[-16:17, -16:17]
+    east, south = cos * x - sin * y, sin * x + cos * y
+    inside = (np.abs(east) < 16) & (np.abs(south) < 16)
+    expected = 1000 + 10 * (16 + east) + 100 * (16 + south)
+    for key, sign in (("s1", -1), ("s2", 1)):
+        assert np.abs(sign * found[key][1, 1, 0].numpy() - expected)[inside].max() <= 0.51  # integers are rounded
+    quarter = 1 + (np.rint(east) >= 0) + 2 * (np.rint(south) >= 0)
+    clear = inside & (np.abs(east % 1 - 0.5) > 0.01) & (np.abs(south % 1 - 0.5) > 0.01)
+    assert (found["label"][0].numpy() == quarter)[clear].all() and (found[DAY][0, 2].numpy() == quarter)[clear].all()
+    beyond = (np.abs(east) > 16.51) | (np.abs(south) > 16.51)
+    assert beyond.sum() > 100
+    for key, none in (*NODATA.items(), (DAY, 0), ("label", 0), ("weight", 0)):
+        outside = found[key].flatten(0, -3).numpy() == none
+        assert outside[:, beyond].all() and not outside[:, inside].any(), key
+
+
+def test_nothing_moves_by_no_angle():
+    batch = batch_of()
+    found = turned(batch, 0, categories={"terrain": [0]})
+    assert all(torch.equal(found[key], batch[key]) and found[key].dtype == batch[key].dtype for key in batch)
+
+
+@given(st.integers(0, 999))
+def test_turning_mixes_no_gap_into_a_value_and_invents_none(seed):
+    random = np.random.default_rng(seed)
+    batch = fields(12)
+    for key, low in (("s1", -1100), ("s2", 1000), ("terrain", 1000)):
+        batch[key][...] = torch.from_numpy(random.integers(low, low + 100, batch[key].shape))
+        batch[key][torch.from_numpy(random.random(batch[key].shape) < 0.4)] = NODATA[key]
+    batch[DAY] = (batch["s2"][:, :, 0] != 0).short()
+    found = varied(batch, (seed,), rotate_deg=45)
+    for key, low in (("s1", -1100), ("s2", 1000), ("terrain", 1000)):
+        values = found[key][found[key] != NODATA[key]]
+        assert values.min() >= low and values.max() < low + 100
+    assert torch.equal(found[DAY] > 0, found["s2"][:, :, 0] != 0)  # the nearest pixel says what is data
+
+
+def test_classes_are_never_mixed():
+    found = varied(fields(), categories={"terrain": [1]}, rotate_deg=45)
+    layer = found["terrain"][:, 0, 1]
+    assert {*layer.unique().tolist()} == {NODATA["terrain"], 1, 2, 3, 4}
+    assert torch.equal(torch.where(layer > 0, layer, 0), found["label"].short())
+    mixed = varied(fields(), rotate_deg=45)["terrain"][:, 0, 0]
+    assert torch.equal(mixed, found["terrain"][:, 0, 0]) and len(mixed.unique()) > 500
+
+
+def test_every_tile_has_an_angle_of_its_own_up_to_the_limit():
+    batch = {key: values[:1].expand(200, *values.shape[1:]) for key, values in fields(9).items()}
+    found = varied(batch, rotate_deg=20)["s2"][:, 0, 0].double().numpy()
+    east = (found[:, 4, 6] - found[:, 4, 2]) / 4  # 10 cos + 100 sin of the angle
+    assert (found[:, 4, 4] == 1000 + 440).all()  # the middle stays
+    angle = np.degrees(np.arcsin(east / np.hypot(10, 100)) - np.arctan2(10, 100))
+    assert -20.2 < angle.min() < -18 and 18 < angle.max() < 20.2
+    assert angle.std() == pytest.approx(20 / np.sqrt(3), rel=0.1) and len(np.unique(angle.round(1))) > 80
+
+
+def test_a_crop_is_enlarged_from_the_place_that_is_drawn():
+    """Half of the side, its middle a quarter of the side east and south of the tile's: the last quarter."""
+    batch = {**fields(32), "label": torch.tensor([1, 2], dtype=torch.uint8), "weight": torch.tensor([100, 90])}
+    found = turned(batch, side=0.5, middle=(0.5, 0.5))
+    place = 16 + (np.arange(32) + 0.5) / 2 - 0.5  # of each pixel in the image
+    expected = 1000 + 10 * np.minimum(place, 31)[None] + 100 * np.minimum(place, 31)[:, None]
+    assert np.abs(found["s2"][0, 0, 0].numpy() - expected).max() <= 0.51
+    assert found["label"] is batch["label"] and found["weight"] is batch["weight"]
+
+
+def test_crops_cover_the_share_and_stay_inside():
+    batch = {key: values[:1].expand(300, *values.shape[1:]) for key, values in fields(32).items() if key == "s2"}
+    batch |= {"label": torch.ones(300, dtype=torch.uint8), "weight": torch.full((300,), 100)}
+    found = varied(batch, inputs=("s2",), crop=0.25)["s2"][:, 0, 0].float()
+    assert (found > 0).all()
+    side = (found[:, 16, 30] - found[:, 16, 1]) / 290
+    assert 0.49 < side.min() < 0.6 and 0.95 < side.max() < 1.01
+    assert (side**2).mean() == pytest.approx((0.25 + 1) / 2, abs=0.05)
+    west = found[:, 16, 1] - found[:, 16, 1].min()
+    assert west.std() > 20

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from covermap.config import check_files, check_window, labels_legend, load, model_legend, schema
+from covermap.config import (
+    check_files,
+    check_maps,
+    check_tiles,
+    check_window,
+    labels_legend,
+    load,
+    model_legend,
+    schema,
+)
 from covermap.errors import SettingError
 from covermap.settings import Labels, Period
 
@@ -479,7 +488,7 @@ def test_a_season_may_cut_months(settings):
 
 
 SET = {"path": "resources/patches/eurosat.zip", "legend": "resources/legends/eurosat.csv"}
-CLASSIFIER = {"network": "unet", "train_on": ["eurosat"], "sensors": ["sentinel2"], "tiles": {"split": "random"}}
+CLASSIFIER = {"network": "classifier", "train_on": ["eurosat"], "sensors": ["sentinel2"], "tiles": {"split": "random"}}
 
 
 @pytest.fixture
@@ -491,6 +500,9 @@ def with_patches(settings):
 def test_a_model_learns_from_a_set_of_patches(with_patches):
     config = load(with_patches)
     assert [*config.classifiers] == ["classifier"] and [*config.mappers] == ["unet_demo"]
+    check_maps(config, "unet_demo")
+    with pytest.raises(SettingError, match=r"models\.classifier learns from patches .* maps no area"):
+        check_maps(config, "classifier")
     assert len(model_legend(config, "classifier").classes) == 10
     assert config.patches["eurosat"].places == [0, 1, 2]
 
@@ -501,6 +513,14 @@ def test_a_model_learns_from_a_set_of_patches(with_patches):
         ("models/classifier/train_on", ["eurosat", "demo"], ["train_on names 'eurosat'", "learnt alone"]),
         ("models/classifier/train_on", ["eurosatt"], ["train_on is 'eurosatt'", "'demo', 'eurosat'"]),
         ("models/classifier/test_on", ["demo"], ["train_on names 'eurosat'", "test_on"]),
+        ("models/classifier/network", "unet", ["network is unet", "each pixel", "expected classifier"]),
+        (
+            "models/unet_demo",
+            {**CLASSIFIER, "train_on": ["demo"], "tiles": {"cell_pixels": 512}},
+            ["models.unet_demo.network is classifier", "demo is an area"],
+        ),
+        ("models/unet_demo/training", {"augment": {"crop": 0.5}}, ["unet_demo.training.augment.crop is 0.5", "patch"]),
+        ("models/classifier/dates", ["2021-01-01"], ["models.classifier.dates is set", "no dates"]),
         ("models/classifier/sensors", ["sentinel1", "sentinel2"], ["sensors is sentinel1, sentinel2", "[sentinel2]"]),
         ("models/classifier/indices", ["ndvi"], ["ndvi", "needs B08", "patches.eurosat.bands has B04, B03, B02"]),
         ("models/classifier/tiles/split", "stratified", ["tiles.split is stratified", "expected random, lists"]),
@@ -523,3 +543,179 @@ def test_wrong_patches_are_named(with_patches, path, value, words):
     with pytest.raises(SettingError) as told:
         load(edited(with_patches, path, value))
     assert all(word in str(told.value) for word in words), told.value
+
+
+CUT = {"pixels": 64, "cell_pixels": 256, "buffer_pixels": 32}
+SMALL = {"network": "unet", "train_on": ["demo"], "tiles": CUT}
+
+
+def with_models(settings, **models):
+    """The shipped configuration with further models, all of the demo."""
+    changed = copy.deepcopy(settings)
+    changed["models"] |= models
+    return changed
+
+
+def refused(settings, *words):
+    with pytest.raises(SettingError) as told:
+        load(settings)
+    for word in words:
+        assert word in str(told.value)
+
+
+def test_what_a_model_with_weights_does_not_set_is_as_in_the_first_of_them(settings):
+    first = {**SMALL, "options": {"width": 8}, "seed": 3, "months": [8, 9], "start_from": "unet_demo"}
+    config = load(with_models(settings, first=first, applied={"weights": "first", "months": [10, 11]}))
+    one, other = config.models["first"], config.models["applied"]
+    assert other.weights == ("first",) and other.months == (10, 11) and other.start_from is None
+    kept = {"weights", "months", "start_from"}
+    assert other.model_dump(exclude=kept) == one.model_dump(exclude=kept)
+
+
+@pytest.mark.parametrize(
+    ("applied", "words"),
+    [
+        ({"weights": ["second"]}, ["models.applied.weights is 'second'", "'first'"]),
+        ({"weights": "applied"}, ["models.applied.weights names 'applied', which is not trained itself"]),
+        ({"weights": "again"}, ["models.applied.weights names 'again', which is not trained itself: name one of"]),
+        ({"weights": ["first", "first"]}, ["models.applied.weights", "first stands there twice"]),
+        (
+            {"weights": "first", "options": {"width": 16}},
+            ["applied.options does nothing", "as in first: remove"],
+        ),
+        ({"weights": "first", "start_from": "first"}, ["models.applied.start_from does nothing"]),
+        ({"weights": "first", "colour": 1}, ["models.applied.colour: no such setting"]),
+        ({**SMALL, "weights": 5}, ["models.applied.weights", "a list in brackets"]),
+        ({"weights": "first", "test_on": ["demo"]}, ["test_on names 'demo'", "train_on names too"]),
+        ({"weights": ["first", "other_split"]}, ["'first' and 'other_split', whose tiles differ", "tiles.seed"]),
+        ({"weights": ["first", "other_tiles"]}, ["'first' and 'other_tiles', whose tiles differ"]),
+        ({"weights": ["first", "chips"]}, ["'first' and 'chips', but only one of them learns from patches"]),
+        (
+            {"weights": ["first", "deep"], "prediction": {"window_pixels": 32}},
+            ["window_pixels is 32", "64, which"],
+        ),
+        ({"weights": ["first", "summer"]}, ["models.summer cannot serve both", "calendar months of the period differ"]),
+        ({"weights": ["first", "other_legend"]}, ["weights names first, which maps", "other_legend", "of one legend"]),
+    ],
+)
+def test_wrong_weights_are_named(with_patches, applied, words):
+    place = {**with_patches["aois"]["demo"], "model": "other_legend"}
+    place["labels"] = {**place["labels"], "legend": "resources/legends/mapbiomas_full.csv", "collection": 10}
+    del place["reference"]
+    with_patches["aois"]["elsewhere"] = place
+    models = {
+        "first": {**SMALL, "seed": 1, "tiles": {**CUT, "seed": 5}},
+        "again": {"weights": "first"},
+        "other_split": {**SMALL, "seed": 2},
+        "other_tiles": {**SMALL, "tiles": {**CUT, "pixels": 32, "seed": 5}},
+        "deep": {**SMALL, "options": {"depth": 6}, "tiles": {**CUT, "seed": 5}},
+        "summer": {**SMALL, "tiles": {**CUT, "seed": 5}, "months": [1, 2]},
+        "chips": CLASSIFIER,
+        "other_legend": {**SMALL, "train_on": ["elsewhere"], "tiles": {**CUT, "seed": 5}},
+    }
+    assert load(with_models(with_patches, **models))
+    refused(with_models(with_patches, **models, applied=applied), *words)
+
+
+def test_runs_of_other_seeds_may_share_a_split(settings):
+    runs = {f"run_{seed}": {**SMALL, "seed": seed, "tiles": {**CUT, "seed": 0}} for seed in range(3)}
+    config = load(with_models(settings, **runs, average={"weights": list(runs)}))
+    assert {config.models[name].split_seed for name in (*runs, "average")} == {0}
+    assert load(settings).models["unet_demo"].split_seed == 0
+    assert load(with_models(settings, one={**SMALL, "seed": 7})).models["one"].split_seed == 7
+
+
+@pytest.mark.parametrize(
+    ("starts", "words"),
+    [
+        ({"one": "three"}, ["models.one.start_from is 'three'", "'unet_demo'"]),
+        ({"one": "one"}, ["models.one.start_from is 'one'", "one from one"]),
+        ({"one": "two", "two": "one"}, ["so none can begin: one from two from one"]),
+        ({"one": "applied"}, ["models.one.start_from is 'applied', which applies the weights of two"]),
+        ({"one": "https://e.org/weights"}, ["models.one.start_from", "timm/ or torchgeo/"]),
+    ],
+)
+def test_training_starts_from_what_is_there_by_then(settings, starts, words):
+    models = {name: {**SMALL, "start_from": starts.get(name)} for name in ("one", "two")}
+    refused(with_models(settings, **models, applied={"weights": "two"}), *words)
+
+
+def test_training_may_start_from_a_chain_of_models_or_a_hub(settings):
+    models = {"one": {**SMALL, "start_from": "two"}, "two": {**SMALL, "start_from": "timm/resnet34.a1_in1k"}}
+    assert load(with_models(settings, **models)).models["one"].start_from == "two"
+
+
+MONTHLY = {"every": "month"}
+
+
+@pytest.mark.parametrize(
+    ("model", "composite", "words"),
+    [
+        ({"months": [8, 13]}, {}, ["models.chosen.months", "at most 12"]),
+        ({"months": [8], "sensors": ["sentinel2"]}, {}, ["models.chosen.months is set, but sensors lacks sentinel1"]),
+        (
+            {"dates": ["2021-08-01"], "sensors": ["sentinel1"]},
+            {},
+            ["models.chosen.dates is set, but sensors lacks sentinel2"],
+        ),
+        ({"dates": ["2021-08-02"]}, MONTHLY, ["dates has 2021-08-02, but aois.demo has only 2021-08-01, 2021-09-01"]),
+        (
+            {"dates": ["2021-09-01"]},
+            {"dates": ["2021-08-05", "2021-08-25"]},
+            ["dates has 2021-09-01, but aois.demo has only 2021-08-05, 2021-08-25: remove"],
+        ),
+        ({"network": "fcn"}, {}, ["sensors has sentinel1, but network fcn takes sentinel2 alone"]),
+        (
+            {"network": "deepforest_2a", "sensors": ["sentinel2"]},
+            {},
+            ["sensors lacks sentinel1, which network deepforest_2a needs"],
+        ),
+    ],
+)
+def test_wrong_steps_and_inputs_are_named(settings, model, composite, words):
+    settings["aois"]["demo"]["composite"] = composite
+    refused(with_models(settings, chosen={**SMALL, **model}), *words)
+
+
+def test_months_that_an_area_lacks_are_named(settings):
+    settings["aois"]["demo"]["period"] = {"start": "2021-06-01", "end": "2021-09-30"}
+    words = "models.chosen.months has 5, but aois.demo has only 6, 7, 8, 9"
+    refused(with_models(settings, chosen={**SMALL, "months": [5, 6]}), words)
+
+
+def test_single_scenes_are_told_by_stacks_alone(settings):
+    settings["aois"]["demo"]["composite"] = {"every": "scene"}
+    assert load(with_models(settings, chosen={**SMALL, "dates": ["2021-08-02"]}))
+
+
+def two_years(settings, **model):
+    """A model of the demo's dates that maps another year, by weights, with dates of its own."""
+    settings["aois"]["demo"]["composite"] = {"dates": ["2021-08-05", "2021-08-25", "2021-09-14"]}
+    chosen = {**SMALL, "sensors": ["sentinel2"], "dates": ["2021-08-05", "2021-09-14"], **model}
+    later = {
+        **settings["aois"]["demo"],
+        "period": {"start": "2023-08-01", "end": "2024-07-31"},
+        "composite": {"dates": [f"2023-08-{day:02d}" for day in (1, 11, 21)]},
+        "labels": None,
+        "reference": None,
+        "model": "later",
+    }
+    settings["aois"]["later"] = later
+    return with_models(settings, chosen=chosen, later={"weights": "chosen", "dates": ["2023-08-01", "2023-08-21"]})
+
+
+def test_weights_are_applied_to_other_dates(settings):
+    config = load(two_years(settings))
+    check_tiles(config, "chosen")
+    with pytest.raises(SettingError, match=r"models\.later\.dates has 2023-08-01, but aois\.demo .* needs no tiles"):
+        check_tiles(config, "later")
+
+
+def test_as_many_dates_as_were_learnt_are_applied_unless_the_network_takes_any_number(settings):
+    fewer = two_years(settings)
+    fewer["models"]["later"]["dates"] = ["2023-08-01"]
+    refused(fewer, "models.later cannot serve both aois.demo and aois.later", "steps of the period differ, 1, 2 and 1")
+    fewer["models"]["chosen"]["network"] = "fcn"
+    assert load(fewer)
+    fewer["aois"]["later"]["composite"] = {"every": "month"}
+    refused(fewer, "composite.every differ, period and month")

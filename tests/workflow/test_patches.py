@@ -1,5 +1,6 @@
 """A set of patches goes through the same files as tiles of areas, and what cannot be done with it is told."""
 
+import json
 import re
 
 import numpy as np
@@ -23,7 +24,14 @@ def settings(tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (16, 16), tuple(part + number for part in colour)).save(path)
     (tmp_path / "legend.csv").write_text(LEGEND)
-    tells = {"network": "unet", "train_on": ["chips"], "sensors": ["sentinel2"], "tiles": {"split": "random"}}
+    tells = {
+        "network": "classifier",
+        "options": {"encoder": "resnet18"},
+        "train_on": ["chips"],
+        "sensors": ["sentinel2"],
+        "tiles": {"split": "random"},
+        "training": {"epochs": 1, "batch": 8, "threads": 1, "augment": {"crop": 0.5, "rotate_deg": 10}},
+    }
     settings = small_settings(tmp_path)
     settings["models"]["tells"] = tells
     return {**settings, "patches": {"chips": {"path": "chips", "legend": "legend.csv"}}}
@@ -51,11 +59,18 @@ def test_patches_are_indexed_packed_and_drawn_and_follow_what_they_are_made_of(s
     assert rules_of(tmp_path, settings, INDEX, PACKED) == {"index_patches", "pack_patches"}
 
 
+def test_patches_teach_a_classifier(settings, tmp_path, snakemake):
+    snakemake(tmp_path, settings, "results/models/tells/weights.safetensors")
+    folder = tmp_path / "results/models/tells"
+    assert {path.name for path in folder.iterdir()} >= {"weights.safetensors", "metrics.json", "log.csv", "curves.png"}
+    assert 0 <= json.loads((folder / "metrics.json").read_text())["validation"]["overall"] <= 1
+
+
 def test_what_cannot_be_done_with_patches_is_told(settings, tmp_path):
     for target, words in (
         (
-            "results/models/tells/weights.safetensors",
-            "covermap: models.tells learns from patches, which have one class",
+            "results/maps/demo/tells.tif",
+            "covermap: models.tells learns from patches and gives one class to a whole patch, so it maps no area",
         ),
         ("results/tiles/tells/survey.json", "results/tiles/tells/survey.json"),
     ):

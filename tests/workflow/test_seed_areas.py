@@ -54,8 +54,9 @@ def must_be_light(done):
 
 
 def taught_by(settings, aoi):
-    """An area and those that its model learns from."""
-    return sorted({aoi, *settings["models"][settings["aois"][aoi]["model"]]["train_on"]})
+    """An area and those that its model, or the one whose weights that applies, learns from."""
+    model = settings["models"][settings["aois"][aoi]["model"]]
+    return sorted({aoi, *settings["models"].get(model.get("weights"), model)["train_on"]})
 
 
 def to_bring(settings, areas):

@@ -15,6 +15,7 @@ localrules:
     download_agreeing,
     download_urban_atlas,
     download_urban_atlas_reference,
+    download_weights,
 
 
 rule simulate_demo:
@@ -243,3 +244,22 @@ use rule download_urban_atlas as download_urban_atlas_reference with:
         year=lambda wildcards: CFG.aois[wildcards.aoi].reference.year,
         mirrors=plain(CFG.mirrors),
         version=1,
+
+
+rule download_weights:
+    output:
+        weights="resources/weights/{hub}/{name}",
+    log:
+        "results/logs/download_weights/{hub}/{name}.log",
+    wildcard_constraints:
+        hub="timm|torchgeo",
+        name=r"[\w.-]+",
+    retries: 2
+    conda:
+        "../../envs/covermap.yaml"
+    params:
+        name="{hub}/{name}",
+        url=CFG.mirrors.weights,
+        version=1,
+    script:
+        "../scripts/download_weights.py"

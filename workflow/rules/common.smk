@@ -13,6 +13,7 @@ from covermap.config import (
     check_classes,
     check_files,
     check_maps,
+    check_tiles,
     check_window,
     contemporaries,
     labels_legend,
@@ -259,9 +260,50 @@ def model_grids(wildcards):
     return [(aoi, name, plain(blocks_of(aoi)[name])) for aoi, name in model_blocks(wildcards)]
 
 
+def grids_of_tiles(wildcards):
+    """The grids alone; images have none."""
+    return [grid for _, _, grid in model_grids(wildcards)] if wildcards.model in CFG.mappers else []
+
+
 def held_out_whole(wildcards):
     """Areas that a model is tested on, each with those that it learns from in the same time."""
     return contemporaries(CFG, wildcards.model)
+
+
+def model_setting(name):
+    """A setting of the job's model."""
+    return lambda wildcards: CFG.models[wildcards.model].model_dump(mode="json", include={name})[name]
+
+
+def split_seed(wildcards):
+    return CFG.models[wildcards.model].split_seed
+
+
+def trained(model):
+    """Names of the models whose weights a model applies: its own, where it is trained itself."""
+    return CFG.models[model].weights or (model,)
+
+
+def weights_of(wildcards):
+    """Weights that the job's model applies."""
+    return expand("results/models/{model}/weights.safetensors", model=trained(wildcards.model))
+
+
+def start_of(wildcards):
+    """Weights that training of the job's model starts from, where it starts from any."""
+    start = CFG.models[wildcards.model].start_from
+    if start is None:
+        return []
+    return f"resources/weights/{start}" if "/" in start else f"results/models/{start}/weights.safetensors"
+
+
+def taught_on(model):
+    """Areas whose labels the weights that a model applies learned from, and those that these started from."""
+    areas = []
+    for name in trained(model):
+        start = CFG.models[name].start_from
+        areas += [*CFG.models[name].train_on, *(taught_on(start) if start in CFG.models else [])]
+    return [area for area in dict.fromkeys(areas) if area in CFG.aois]
 
 
 def margin_of(wildcards):
@@ -510,6 +552,7 @@ def blocks_in(pattern):
 
 
 def stacks_near(wildcards):
+    plainly(check_maps)(CFG, wildcards.model)
     plainly(check_window)(CFG, wildcards.aoi, wildcards.model)
     near = neighbours_of(wildcards.aoi, wildcards.block)
     return expand("results/stacks/{aoi}/{block}.zarr.zip", aoi=wildcards.aoi, block=near)
@@ -520,7 +563,7 @@ def model_files(pattern):
 
     def find(wildcards):
         model = wildcards.model
-        plainly(check_maps)(CFG, model)
+        plainly(check_tiles)(CFG, model)
         return [pattern.format(aoi=aoi, block=block, model=model) for aoi, block in model_blocks(wildcards)]
 
     return find
@@ -735,6 +778,11 @@ def default_model(wildcards):
     return CFG.aois[wildcards.aoi].model
 
 
+def reported(pattern):
+    """A file about the training of the default model of the job's area; of several whose weights it applies, the first."""
+    return lambda wildcards: pattern.format(model=trained(default_model(wildcards))[0])
+
+
 def accuracy_of(wildcards):
     """Agreement and accuracy, where the area has labels to compare with."""
     aoi = CFG.aois[wildcards.aoi]
@@ -744,8 +792,7 @@ def accuracy_of(wildcards):
 def attribution_of(wildcards):
     """Whose data a map of the job's area contains: by the job's model, or that of the area."""
     aoi = CFG.aois[wildcards.aoi]
-    taught = CFG.models[wildcards.get("model", aoi.model)].train_on
-    labels = [CFG.aois[area].labels for area in taught]
+    labels = [CFG.aois[area].labels for area in taught_on(wildcards.get("model", aoi.model))]
     maps = [*labels, *(one.weak.agree_with for one in labels if one)]
     return attribution(aoi.provider.name, aoi.dem == "glo30", maps)
 

@@ -18,11 +18,68 @@ rule map_baseline:
         blocks=aoi_blocks,
         sensors=lambda wildcards: CFG.models[wildcards.model].sensors,
         tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
-        seed=lambda wildcards: CFG.models[wildcards.model].seed,
+        seed=split_seed,
         tested=tested,
+        months=model_setting("months"),
+        dates=model_setting("dates"),
         version=1,
     script:
         "../scripts/map_baseline.py"
+
+
+rule fit_forest:
+    input:
+        index="results/tiles/{model}/index.parquet",
+        packed=model_files("results/tiles/{model}/{aoi}/{block}.safetensors"),
+    output:
+        forest="results/models/{model}/forest.json",
+    log:
+        "results/logs/fit_forest/{model}.log",
+    benchmark:
+        "results/benchmarks/fit_forest/{model}.tsv"
+    conda:
+        "../../envs/covermap.yaml"
+    threads: 2
+    params:
+        blocks=model_blocks,
+        grids=grids_of_tiles,
+        sensors=lambda wildcards: CFG.models[wildcards.model].sensors,
+        tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
+        classes=lambda wildcards: [entry["key"] for entry in legend_of(wildcards.model)["classes"]],
+        min_pixels=lambda wildcards: CFG.models[wildcards.model].training.min_pixels,
+        seed=split_seed,
+        version=1,
+    script:
+        "../scripts/fit_forest.py"
+
+
+rule score_tiles:
+    input:
+        index="results/tiles/{model}/index.parquet",
+        packed=model_files("results/tiles/{model}/{aoi}/{block}.safetensors"),
+        weights=weights_of,
+        forest="results/models/{model}/forest.json",
+    output:
+        scores="results/models/{model}/scores.json",
+        confusion="results/models/{model}/confusion.png",
+        confusion_log="results/models/{model}/confusion_log.png",
+    log:
+        "results/logs/score_tiles/{model}.log",
+    benchmark:
+        "results/benchmarks/score_tiles/{model}.tsv"
+    conda:
+        "../../envs/covermap.yaml"
+    threads: lambda wildcards: CFG.models[wildcards.model].training.threads
+    params:
+        blocks=model_blocks,
+        grids=grids_of_tiles,
+        tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
+        training=lambda wildcards: plain(CFG.models[wildcards.model].training),
+        seed=split_seed,
+        legend=lambda wildcards: legend_of(wildcards.model),
+        version=1,
+    script:
+        "../scripts/score_tiles.py"
 
 
 rule evaluate:
@@ -43,7 +100,7 @@ rule evaluate:
     params:
         legend=compared_legend,
         tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
-        seed=lambda wildcards: CFG.models[wildcards.model].seed,
+        seed=split_seed,
         tested=tested,
         version=1,
     script:
@@ -55,9 +112,9 @@ rule report:
         map="results/maps/{aoi}.tif",
         confidence="results/maps/{aoi}.confidence.tif",
         accuracy=accuracy_of,
-        metrics=lambda wildcards: f"results/models/{default_model(wildcards)}/metrics.json",
-        training_log=lambda wildcards: f"results/models/{default_model(wildcards)}/log.csv",
-        survey=lambda wildcards: f"results/tiles/{default_model(wildcards)}/survey.json",
+        metrics=reported("results/models/{model}/metrics.json"),
+        training_log=reported("results/models/{model}/log.csv"),
+        survey=reported("results/tiles/{model}/survey.json"),
         listing="results/scenes/{aoi}.json",
         stacks=blocks_in("results/stacks/{aoi}/{block}.zarr.zip"),
         quality=checked(".json"),

@@ -17,7 +17,7 @@ rule index_patches:
         codes=lambda wildcards: patches_legend(wildcards)["codes"],
         images=images_of,
         tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
-        seed=lambda wildcards: CFG.models[wildcards.model].seed,
+        seed=split_seed,
         stamp=lambda wildcards: stamp([patches_source(wildcards)]),
         version=2,
     script:

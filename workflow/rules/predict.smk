@@ -1,6 +1,6 @@
 rule predict_block:
     input:
-        weights="results/models/{model}/weights.safetensors",
+        weights=weights_of,
         stacks=stacks_near,
     output:
         prediction="results/predictions/{aoi}/{model}/{block}.tif",
@@ -17,6 +17,8 @@ rule predict_block:
             plain(blocks_of(wildcards.aoi)[name]) for name in neighbours_of(wildcards.aoi, wildcards.block)
         ],
         settings=lambda wildcards: plain(CFG.models[wildcards.model].prediction),
+        months=model_setting("months"),
+        dates=model_setting("dates"),
         version=1,
     script:
         "../scripts/predict_block.py"

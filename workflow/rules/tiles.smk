@@ -17,12 +17,14 @@ rule index_tiles:
     params:
         blocks=model_grids,
         tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
-        seed=lambda wildcards: CFG.models[wildcards.model].seed,
+        seed=split_seed,
         classes=lambda wildcards: [entry["key"] for entry in legend_of(wildcards.model)["classes"]],
         sensors=lambda wildcards: CFG.models[wildcards.model].sensors,
         clouds=lambda wildcards: clouds_matter(CFG.models[wildcards.model]),
         test_on=held_out_whole,
         margin_pixels=margin_of,
+        months=model_setting("months"),
+        dates=model_setting("dates"),
         version=3,
     script:
         "../scripts/index_tiles.py"
@@ -74,6 +76,8 @@ rule pack_tiles:
         aoi="{aoi}",
         name="{block}",
         pixels=lambda wildcards: CFG.models[wildcards.model].tiles.pixels,
+        months=model_setting("months"),
+        dates=model_setting("dates"),
         version=4,
     script:
         "../scripts/pack_tiles.py"

@@ -4,14 +4,19 @@ rule train:
     input:
         index="results/tiles/{model}/index.parquet",
         packed=model_files("results/tiles/{model}/{aoi}/{block}.safetensors"),
+        start=start_of,
     output:
         weights="results/models/{model}/weights.safetensors",
         metrics="results/models/{model}/metrics.json",
         training_log="results/models/{model}/log.csv",
+        curves="results/models/{model}/curves.png",
+        events="results/models/{model}/events.tfevents",
     log:
         "results/logs/train/{model}.log",
     benchmark:
         "results/benchmarks/train/{model}.tsv"
+    wildcard_constraints:
+        model=one_of([name for name, model in CFG.models.items() if not model.weights]),
     conda:
         "../../envs/covermap.yaml"
     threads: lambda wildcards: CFG.models[wildcards.model].training.threads
@@ -19,6 +24,6 @@ rule train:
         blocks=model_blocks,
         model=training_settings,
         classes=lambda wildcards: [entry["key"] for entry in legend_of(wildcards.model)["classes"]],
-        version=4,
+        version=5,
     script:
         "../scripts/train.py"

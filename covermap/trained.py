@@ -1,0 +1,65 @@
+"""A trained network as a file: its weights, and all that prediction needs to know of them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from covermap.errors import ModelError
+from covermap.files import whole
+from covermap.inputs import Meaning, index_pairs
+from covermap.losses import evidence
+from covermap.models import MODELS
+from covermap.models.normalise import Normalised, seen_shapes
+from covermap.models.options import OPTIONS
+from covermap.settings import Model
+
+
+def build(model: Model, shapes: dict[str, tuple[int, int]], classes: int, meaning: Meaning) -> Normalised:
+    """The network of a model entry for inputs of these steps and bands (T, C), not yet trained."""
+    module, name = MODELS[model.network].split(":")
+    pairs = index_pairs(model.indices, meaning)
+    seen = seen_shapes(shapes, pairs, meaning)
+    try:
+        network: nn.Module = getattr(importlib.import_module(module), name)(seen, classes, **model.options)
+    except TypeError as error:
+        raise ModelError(f"network {model.network} cannot be built with options {model.options}: {error}") from error
+    taught = partial(evidence, recipe=model.training)
+    return Normalised(network, shapes, classes, meaning, pairs, OPTIONS[model.network].any_steps, taught)
+
+
+def save_weights(path: Path, net: Normalised, model: Model, classes: list[str]) -> None:
+    """Weights with all that prediction needs: settings, shapes and meaning of the inputs, and classes, as header.
+
+    The header has one entry, since safetensors writes several in any order, and equal weights shall be equal bytes.
+    """
+    header = {
+        "model": model.model_dump(mode="json"),
+        "shapes": net.shapes,
+        "meaning": net.meaning,
+        "classes": classes,
+    }
+    state = {name: values.contiguous() for name, values in net.state_dict().items()}
+    with whole(path) as part:
+        save_file(state, part, {"covermap": json.dumps(header)})
+
+
+def load_weights(path: Path, device: torch.device) -> tuple[Normalised, list[str]]:
+    """A trained network and the keys of its classes."""
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads(file.metadata()["covermap"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+        model, shapes, meaning, classes = (header[key] for key in ("model", "shapes", "meaning", "classes"))
+    except Exception as error:
+        raise ModelError(f"weights {path} cannot be read ({error}): expected a file that rule train wrote") from error
+    net = build(Model(**model), {key: tuple(shape) for key, shape in shapes.items()}, len(classes), meaning)
+    net.load_state_dict(state)
+    return net.to(device).eval(), classes
