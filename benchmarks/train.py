@@ -1,17 +1,17 @@
 """Training steps with real tiles against steps on data that lie on the device, and against networks written naively.
 
-Tiles are simulated and packed like those of the workflow: twelve months of two polarisations, ten bands on one date (on
-six for ``fcn_lstm``), a label and a weight; 256 px a side on a GPU, 64 px on the CPU. Real steps are those of an epoch
-of ``covermap.train``: tiles read, turned, normalised, the loss looked at now and then. Synthetic ones take the same step
-with one batch that never leaves the device. The naive network has the same weights in float32 and in the usual memory
-format, and its ConvLSTMs convolve step by step and gate by gate.
+Tiles are simulated and packed like those of the workflow: twelve months of two polarisations, ten bands on one date,
+on six for ``fcn_lstm``, a label and a weight; 256 px a side on a GPU, 64 px on the CPU. Real steps are those of an
+epoch of ``covermap.train``: tiles read, turned, normalised, the loss looked at now and then. Synthetic ones are the
+same steps with one batch that never leaves the device. The naive network has the same weights, in float32 and in the
+usual memory format, and its ConvLSTMs convolve step by step and gate by gate.
 
 ``benchmarks/train.py NETWORK ...`` measures some of the networks alone.
 
-Figures, each the lowest of the networks, and with the name of each appended: ``fraction_of_synthetic`` (steps a second
-with real tiles over those on the device), ``ratio_naive`` (over the naive network's, on the same data on the device);
-and of each network ``tiles_per_s``, ``share_of_peak`` (floating-point operations a second of the steps over those of a
-product of two matrices of 4096 a side in the same precision) and, on a GPU, ``gpu_gb`` at most.
+Figures, each the lowest of the networks, and with the name of each appended: ``fraction_of_synthetic`` (steps a
+second with real tiles over those on the device) and ``ratio_naive`` (those on the device over the naive network's);
+and of each network ``tiles_per_s``, ``share_of_peak`` (floating-point operations a second of the steps over those of
+a product of two matrices of 4096 a side in the same precision) and, on a GPU, ``gpu_gb`` at most.
 """
 
 import copy

@@ -21,11 +21,10 @@ from covermap.files import whole
 from covermap.grid import Grid
 from covermap.legend import EXCLUDED, Legend
 from covermap.raster import grid_of, read_window
-from covermap.settings import Tiles
+from covermap.settings import MIN_PIXELS, Tiles
 from covermap.splits import cell_names, corners_of_tests, held_out
 
 STRIP_PIXELS = 1024
-MIN_PIXELS = 100  # a class with less than a hectare of reference says nothing about the mean over classes
 DRAWS = 2000
 AREAS_BASIS = "pixel count, not an area estimate"
 # what is compared (rows) with what (columns)

@@ -28,7 +28,7 @@ from covermap.legend import EXCLUDED, NO_LABEL, Legend
 from covermap.loader import buffers_for, load
 from covermap.models.normalise import Normalised
 from covermap.predict import load_together
-from covermap.settings import Tiles, Training
+from covermap.settings import Tiles
 from covermap.splits import cells_of
 from covermap.store import LABEL, WEIGHT, TileStore
 
@@ -59,9 +59,11 @@ def score_tiles(
     blocks: list[Place],
     grids: list[Grid],
     tiles: Tiles,
-    training: Training,
+    batch: int,
+    min_pixels: int,
     seed: int,
     legend: Legend,
+    threads: int = 1,
 ) -> None:
     """Step: agreement of networks with the labels of held-out tiles, as JSON and as pictures of the test tiles.
 
@@ -74,9 +76,12 @@ def score_tiles(
     confusion, confusion_log : output, PNG: matrix of the test tiles, and with colours by the logarithm.
     blocks : name of the area and of the block of each store.
     grids : of the blocks; of a set of patches none.
-    tiles, training, seed : of the model: the cells of its split, the batch, torch threads and the least pixels of a
-        class that counts in the macro F1, and the seed of the intervals.
+    tiles : the cells of the model's split.
+    batch : tiles at once.
+    min_pixels : labelled pixels without which a class does not count in the macro F1.
+    seed : of the intervals.
     legend : classes of the model.
+    threads : torch threads.
 
     Raises
     ------
@@ -87,7 +92,7 @@ def score_tiles(
     ProductError
         The scores of the forest cannot be read.
     """
-    device = use_device(training.threads)
+    device = use_device(threads)
     nets, classes = load_together(weights, device)
     keys = [entry.key for entry in legend.classes]
     if classes != keys:
@@ -100,9 +105,9 @@ def score_tiles(
     for split in HELD_OUT:
         store = TileStore(stores, index, split, list(nets[0].shapes))
         must_mean(nets[0].meaning, store.meaning(nets[0].shapes), index, "the network learned from", nets[0].any_steps)
-        judged = guesses(nets, store, training.batch, device)
+        judged = guesses(nets, store, batch, device)
         counts = tally(store, judged, places, tiles.cell_pixels, len(keys), split)
-        network[split] = told(counts, keys, seed, training.min_pixels)
+        network[split] = told(counts, keys, seed, min_pixels)
         log.info("%s tiles: network %s; forest %s", split, in_short(network[split]), in_short(compared[split]))
     difference = {split: gain(network[split]["cells"], compared[split]["cells"], seed) for split in HELD_OUT}
     matrix = np.array(network["test"]["confusion"])

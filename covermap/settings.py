@@ -28,6 +28,7 @@ from covermap.providers import PROVIDERS
 
 NAME, CRS, ADDRESS = r"^[a-z][a-z0-9_]*$", r"^EPSG:\d+$", r"^https?://[^\s?#@]+$"
 LANGUAGE = r"^[a-z]{2}$"
+MIN_PIXELS = 100  # a class with less than a hectare says nothing about the mean over classes
 START = r"^([a-z][a-z0-9_]*|(timm|torchgeo)/[A-Za-z0-9_.-]+)$"
 PATTERNS = {
     ADDRESS: "the address of a service: https:// or http://, a host and a path, and no name, password or question",
@@ -934,8 +935,10 @@ class Training(Section):
     )
     weight_cap: float = Field(20, ge=1, description="highest ratio of two class weights")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of a label given to all classes")
-    min_pixels: int = Field(
-        1, ge=1, description="validation pixels without which a class does not count in the macro F1"
+    min_pixels: int | None = Field(
+        None,
+        ge=1,
+        description="validation pixels without which a class does not count in the macro F1; none: 100, or one patch",
     )
     order: Literal["tiles", "shards"] = Field(
         "tiles", description="tiles: at random; shards: eight blocks in turn, for stores larger than memory"
@@ -1076,6 +1079,11 @@ class Model(Section):
         """The rule of the class weights: none beside a sampler, or where the loss has no use for them."""
         without = self.tiles.balance != "none" or self.training.of_overlap_alone
         return self.training.class_weights or ("none" if without else "inverse_sqrt")
+
+    @property
+    def min_pixels(self) -> int:
+        """Validation pixels, or patches, without which a class does not count in the macro F1."""
+        return self.training.min_pixels or (1 if OPTIONS[self.network].of_patches else MIN_PIXELS)
 
     @model_validator(mode="after")
     def _chooses_of_what_it_sees(self) -> Self:

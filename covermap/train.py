@@ -96,7 +96,7 @@ def train(
     inputs = [KEYS[sensor] for sensor in model.sensors]
     training, validation = (TileStore(stores, index, split, inputs) for split in ("train", "validation"))
     pixels = labelled_pixels(training, len(classes))
-    must_choose(TileStore(stores, index, "validation", ()), len(classes), model.training.min_pixels)
+    must_choose(TileStore(stores, index, "validation", ()), len(classes), model.min_pixels)
     unseen = [key for key, count in zip(classes, pixels.sum(0), strict=True) if not count]
     if unseen:
         log.warning("no training tile has a pixel of %s, so the network cannot learn them", ", ".join(unseen))
@@ -145,11 +145,12 @@ def teach(
     recipe, latest, writes = model.training, parts / "latest.pt", fabric.is_global_zero
     state = load_state(latest, build(model, shapes, len(classes), meaning), recipe)
     module = put_on_device(fabric, state, recipe)
-    buffers = buffers_for(training, math.ceil(recipe.batch / fabric.world_size), fabric.device)
-    job = Job(fabric, module, state, model, buffers, partial(save_state, latest, state) if writes else _nothing)
+    keep = partial(save_state, latest, state) if writes else _nothing
     if state.rows or state.losses:
         log.info("resumed after %d epochs and %d steps", len(state.rows), len(state.losses))
     try:
+        buffers = buffers_for(training, math.ceil(recipe.batch / fabric.world_size), fabric.device)
+        job = Job(fabric, module, state, model, buffers, keep)
         with event_file(parts / "events.tfevents", state.rows) if writes else nullcontext(_nothing) as tell:
             while not is_over(recipe, state.rows):
                 run_epoch(job, training)
@@ -158,7 +159,7 @@ def teach(
                     state.confusion = confusion
                     if writes:
                         save_weights(parts / "best.safetensors", state.shown, model, classes)
-                job.keep()
+                keep()
                 log.info(" ".join(f"{key} {value:.4g}" for key, value in state.rows[-1].items()))
                 tell(state.rows[-1])
             return
@@ -296,7 +297,7 @@ def end_epoch(job: Job, training: TileStore, validation: TileStore) -> Tensor:
     state, recipe = job.state, job.model.training
     start = perf_counter()
     confusion, loss = validate(job, validation)
-    scored = scores(confusion.numpy(), min_pixels=recipe.min_pixels)
+    scored = scores(confusion.numpy(), min_pixels=job.model.min_pixels)
     values = (
         len(state.rows) + 1,
         float(np.mean(state.losses)),
@@ -366,7 +367,7 @@ def finish(
         "best_epoch": best_epoch(state.rows),
         "parameters": sum(values.numel() for values in net.parameters()),
         "without_training_pixels": unseen,
-        "validation": summary_of(state.confusion.numpy(), classes, model.training.min_pixels),
+        "validation": summary_of(state.confusion.numpy(), classes, model.min_pixels),
     }
     with whole(metrics) as part:
         part.write_text(json.dumps(summary, indent=2) + "\n")

@@ -17,7 +17,7 @@ from covermap.grid import Grid
 from covermap.legend import Legend, LegendClass
 from covermap.models.normalise import Normalised
 from covermap.score import HELD_OUT, Judged, cells_of_tile, gain, score_tiles, tally, told
-from covermap.settings import Model, Tiles, Training
+from covermap.settings import Model, Tiles
 from covermap.store import TileStore, new_store, places_digest
 from covermap.trained import build, load_weights, save_weights
 
@@ -106,8 +106,7 @@ def forest(tiles, tmp_path_factory):
 
 def score(packed, folder, weights, forest, grids=(BLOCK,), blocks=(("here", "b"),), legend=LEGEND):
     outputs = folder / "scores.json", folder / "confusion.png", folder / "confusion_log.png"
-    recipe = Training(batch=3, threads=1, min_pixels=5)
-    score_tiles(*packed, weights, forest, *outputs, list(blocks), list(grids), TILES, recipe, 0, legend)
+    score_tiles(*packed, weights, forest, *outputs, list(blocks), list(grids), TILES, 3, 5, 0, legend)
     return json.loads(outputs[0].read_text())
 
 

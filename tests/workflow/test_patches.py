@@ -64,6 +64,7 @@ def test_patches_teach_a_classifier(settings, tmp_path, snakemake):
     folder = tmp_path / "results/models/tells"
     assert {path.name for path in folder.iterdir()} >= {"weights.safetensors", "metrics.json", "log.csv", "curves.png"}
     assert 0 <= json.loads((folder / "metrics.json").read_text())["validation"]["overall"] <= 1
+    assert rules_of(tmp_path, settings, "results/models/tells/weights.safetensors") == set()
 
 
 def test_what_cannot_be_done_with_patches_is_told(settings, tmp_path):

@@ -294,7 +294,7 @@ def start_of(wildcards):
     start = CFG.models[wildcards.model].start_from
     if start is None:
         return []
-    return f"resources/weights/{start}" if "/" in start else f"results/models/{start}/weights.safetensors"
+    return f"results/models/{start}/weights.safetensors" if start in CFG.models else f"resources/weights/{start}"
 
 
 def taught_on(model):

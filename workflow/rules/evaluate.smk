@@ -46,7 +46,7 @@ rule fit_forest:
         sensors=lambda wildcards: CFG.models[wildcards.model].sensors,
         tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
         classes=lambda wildcards: [entry["key"] for entry in legend_of(wildcards.model)["classes"]],
-        min_pixels=lambda wildcards: CFG.models[wildcards.model].training.min_pixels,
+        min_pixels=lambda wildcards: CFG.models[wildcards.model].min_pixels,
         seed=split_seed,
         version=1,
     script:
@@ -74,7 +74,8 @@ rule score_tiles:
         blocks=model_blocks,
         grids=grids_of_tiles,
         tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
-        training=lambda wildcards: plain(CFG.models[wildcards.model].training),
+        batch=lambda wildcards: CFG.models[wildcards.model].training.batch,
+        min_pixels=lambda wildcards: CFG.models[wildcards.model].min_pixels,
         seed=split_seed,
         legend=lambda wildcards: legend_of(wildcards.model),
         version=1,

@@ -1,0 +1,158 @@
+"""What a second sensor, a sequence of dates and class weights bring on a larger simulated world.
+
+A check of the software: the world has 60 km a side. The models of a pair share tiles, split and seed, five seeds
+each, and are compared on the truth of held-out tiles, by cell of the spatial split; an interval draws cells, each
+with all its seeds. Tiles have 64 px and training is short: what comes out tells how this software learns from this
+simulator, and nothing about satellites.
+
+``benchmarks/learning.py FOLDER`` works in a folder, where a later run goes on. ``benchmarks/learning.py FOLDER 1024
+1`` takes a world of 1024 px and one seed.
+
+Figures, of each pair: ``NAME`` (gain of overall accuracy in points), ``NAME_low`` and ``NAME_high`` (95 %), and
+``NAME_CLASS`` (gain in F1 of a class in points, the mean over the seeds); of each model ``overall_MODEL`` and
+``macro_f1_MODEL``, means over the seeds, in per cent.
+"""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import rasterio
+import torch
+import yaml
+from _peers import report
+from rasterio.windows import Window
+
+from covermap.accuracy import block_bootstrap, scores
+from covermap.config import load, model_legend
+from covermap.grid import Grid, area_blocks, read_area
+from covermap.predict import load_together
+from covermap.score import Counts, guesses, tally
+from covermap.simulator.catalog import world_polygon
+from covermap.store import TileStore
+
+ROOT = Path(__file__).resolve().parents[1]
+PIXELS, SEEDS, CORES, THREADS = 6144, 5, 2, 2
+BLOCK = 1024
+TILES = {"pixels": 64, "stride_pixels": 128, "cell_pixels": 512, "buffer_pixels": 32, "validation": 0.15, "test": 0.25}
+RECIPE = {"epochs": 4, "steps": 40, "batch": 16, "learning_rate": 1e-3, "threads": THREADS}
+BOTH, OPTICAL = ["sentinel1", "sentinel2"], ["sentinel2"]
+MODELS = {
+    "optical": {"network": "deepforest_1b", "sensors": OPTICAL, "options": {"width": 32}},
+    "fused": {"network": "deepforest_1b", "sensors": BOTH, "options": {"width": 32}},
+    "fcn": {"network": "fcn", "sensors": OPTICAL, "options": {"width": 32}},
+    "lstm": {"network": "fcn_lstm", "sensors": OPTICAL, "options": {"width": 32}, "start_from": "fcn"},
+    "even": {"network": "unet", "sensors": BOTH, "options": {"width": 16}, "class_weights": "none"},
+    "weighted": {"network": "unet", "sensors": BOTH, "options": {"width": 16}, "class_weights": "inverse_sqrt"},
+}
+PAIRS = {"fusion": ("fused", "optical"), "sequence": ("lstm", "fcn"), "weighting": ("weighted", "even")}
+
+
+def configuration(folder: Path, pixels: int, seeds: int) -> dict:
+    """The demo on a larger world, once with a composite and once with every date, and all models for each seed."""
+    (folder / "area.geojson").write_text(json.dumps(world_polygon(pixels)))
+    settings = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+    world = settings["aois"]["demo"]
+    legend = str(ROOT / "resources" / "legends" / "mapbiomas.csv")
+    world["labels"]["legend"] = world["reference"]["legend"] = legend
+    world |= {"area": "area.geojson", "block_pixels": min(BLOCK, pixels // 2), "model": "even_0"}
+    dates = {**copy.deepcopy(world), "sensors": OPTICAL, "composite": {"every": "scene"}, "model": "fcn_0"}
+    del dates["dem"]
+    models = {}
+    for name, shared in MODELS.items():
+        for seed in range(seeds):
+            entry = copy.deepcopy(shared)
+            weights = entry.pop("class_weights", "inverse_sqrt")
+            if "start_from" in entry:
+                entry["start_from"] += f"_{seed}"
+            area = "dates" if name in ("fcn", "lstm") else "world"
+            training = {**RECIPE, "class_weights": weights}
+            models[f"{name}_{seed}"] = {**entry, "train_on": [area], "seed": seed, "tiles": TILES, "training": training}
+    return {
+        "targets": ["world"],
+        "aois": {"world": world, "dates": dates},
+        "models": models,
+        "registration": {"mode": "off"},
+        "simulator": {"pixels": pixels, "seed": 1},
+    }
+
+
+def make(folder: Path, settings: dict, blocks: list[str]) -> None:
+    """Train and score all models by the ordinary rules, and bring the truth onto the grid."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    targets = [f"results/models/{model}/scores.json" for model in settings["models"]]
+    targets += [f"results/references/world/{block}.tif" for block in blocks]
+    line = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder]
+    line += ["--configfile", folder / "config.yaml", "--cores", CORES, "--quiet", "rules", "--"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([*map(str, line), *targets], check=True, cwd=folder, env=environment)
+
+
+def true_counts(folder: Path, model: str, area: str, grids: dict[str, Grid], keys: list[str]) -> Counts:
+    """Confusion with the truth of the test tiles of a model, by cell."""
+    results = folder / "results"
+    packed = {(area, block): results / "tiles" / model / area / f"{block}.safetensors" for block in grids}
+    nets, _ = load_together([results / "models" / model / "weights.safetensors"], torch.device("cpu"))
+    store = TileStore(packed, results / "tiles" / model / "index.parquet", "test", list(nets[0].shapes))
+    places = {place: grids[place[1]] for place in packed}
+    judged = (
+        one._replace(label=truth_of(results / "references" / "world" / f"{row.block}.tif", row.row, row.column))
+        for row, one in zip(store.table.itertuples(), guesses(nets, store, 16, torch.device("cpu")), strict=True)
+    )
+    return tally(store, judged, places, TILES["cell_pixels"], len(keys), "test")
+
+
+def truth_of(path: Path, row: int, column: int) -> np.ndarray:
+    with rasterio.open(path) as raster:
+        return raster.read(1, window=Window(column, row, TILES["pixels"], TILES["pixels"]))
+
+
+def paired(first: list[Counts], second: list[Counts]) -> dict[str, float | None]:
+    """Gain of overall accuracy, whose interval draws cells with all their seeds."""
+    cells = sorted({cell for counts in first for cell in counts})
+
+    def total(runs: list[Counts], of: str) -> np.ndarray:
+        value = np.trace if of == "hits" else np.sum
+        return np.array([sum(value(counts[cell]) for counts in runs if cell in counts) for cell in cells])
+
+    return block_bootstrap(total(first, "hits"), total(second, "hits"), total(first, "pixels"), seed=0)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]).resolve()
+    pixels, seeds = (int(sys.argv[2]), int(sys.argv[3])) if len(sys.argv) > 3 else (PIXELS, SEEDS)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = configuration(folder, pixels, seeds)
+    os.chdir(folder)
+    config = load(copy.deepcopy(settings))
+    world = config.aois["world"]
+    grids = area_blocks(read_area(Path("area.geojson")), world.crs, world.block_pixels)
+    make(folder, settings, sorted(grids))
+    torch.set_num_threads(THREADS)
+    keys = [entry.key for entry in model_legend(config, "even_0").classes]
+    counts: dict[str, list[Counts]] = {}
+    for name in MODELS:
+        area = "dates" if name in ("fcn", "lstm") else "world"
+        counts[name] = [true_counts(folder, f"{name}_{seed}", area, grids, keys) for seed in range(seeds)]
+    figures: dict[str, float | None] = {}
+    scored = {name: [scores(sum(run.values())) for run in runs] for name, runs in counts.items()}
+    for name, runs in scored.items():
+        figures[f"overall_{name}"] = round(100 * np.mean([run["overall"] for run in runs]), 2)
+        figures[f"macro_f1_{name}"] = round(100 * np.mean([run["macro_f1"] for run in runs]), 2)
+    for name, (first, second) in PAIRS.items():
+        gain = paired(counts[first], counts[second])
+        for key, value in (("", "difference"), ("_low", "low"), ("_high", "high")):
+            figures[name + key] = None if gain[value] is None else round(100 * gain[value], 2)
+        for number, key in enumerate(keys):
+            f1 = [[run["classes"][number]["f1"] for run in scored[model]] for model in (first, second)]
+            if None not in f1[0] + f1[1]:
+                figures[f"{name}_{key}"] = round(100 * float(np.mean(np.subtract(*f1))), 1)
+    report("learning", **figures)
+
+
+if __name__ == "__main__":
+    main()
