@@ -23,6 +23,18 @@ PIXELS = 512
 Settings = dict[str, Any]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that run in several processes stay together with those that share their files, the longest group first.
+
+    All tests of the small world are one group, so that it is made once and no other process writes into it.
+    """
+    for item in items:
+        shares_world = "small_world" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("world" if shares_world else str(item.path)))
+    items.sort(key=lambda item: "small_world" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """Folder of real files; skips with the reason where it is absent."""
