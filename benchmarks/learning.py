@@ -1,16 +1,17 @@
 """What a second sensor, a sequence of dates and class weights bring on a larger simulated world.
 
 A check of the software: the world has 60 km a side. The models of a pair share tiles, split and seed, five seeds
-each, and are compared on the truth of held-out tiles, by cell of the spatial split; an interval draws cells, each
-with all its seeds. Tiles have 64 px and training is short: what comes out tells how this software learns from this
-simulator, and nothing about satellites.
+each, and are compared on the truth of held-out tiles, by cell of the spatial split. Intervals draw seeds and cells.
+Tiles have 64 px and training is short: what comes out tells how this software learns from this simulator, and nothing
+about satellites. A sequence's network begins with the weights of one that sees each date alone; it is compared with
+that one, trained on for as long.
 
-``benchmarks/learning.py FOLDER`` works in a folder, where a later run goes on. ``benchmarks/learning.py FOLDER 1024
-1`` takes a world of 1024 px and one seed.
+``benchmarks/learning.py FOLDER`` works in a folder, where a later run goes on. ``benchmarks/learning.py FOLDER 1024 1``
+takes a world of 1024 px and one seed.
 
-Figures, of each pair: ``NAME`` (gain of overall accuracy in points), ``NAME_low`` and ``NAME_high`` (95 %), and
-``NAME_CLASS`` (gain in F1 of a class in points, the mean over the seeds); of each model ``overall_MODEL`` and
-``macro_f1_MODEL``, means over the seeds, in per cent.
+Figures, of each pair: ``NAME`` (gain of overall accuracy in points), ``NAME_low`` and ``NAME_high`` (95 %),
+``NAME_seeds`` (the gain of each seed) and ``NAME_CLASS`` (gain in F1 of a class in points, the mean over the seeds); of
+each model ``overall_MODEL`` and ``macro_f1_MODEL``, means over the seeds, in per cent.
 """
 
 import copy
@@ -27,7 +28,7 @@ import yaml
 from _peers import report
 from rasterio.windows import Window
 
-from covermap.accuracy import block_bootstrap, scores
+from covermap.accuracy import scores
 from covermap.config import load, model_legend
 from covermap.grid import Grid, area_blocks, read_area
 from covermap.predict import load_together
@@ -38,18 +39,21 @@ from covermap.store import TileStore
 ROOT = Path(__file__).resolve().parents[1]
 PIXELS, SEEDS, CORES, THREADS = 6144, 5, 2, 2
 BLOCK = 1024
-TILES = {"pixels": 64, "stride_pixels": 128, "cell_pixels": 512, "buffer_pixels": 32, "validation": 0.15, "test": 0.25}
+TILES = {"pixels": 64, "stride_pixels": 192, "cell_pixels": 512, "buffer_pixels": 32, "test": 0.25, "seed": 0}
 RECIPE = {"epochs": 4, "steps": 40, "batch": 16, "learning_rate": 1e-3, "threads": THREADS}
+DRAWS = 2000
 BOTH, OPTICAL = ["sentinel1", "sentinel2"], ["sentinel2"]
 MODELS = {
     "optical": {"network": "deepforest_1b", "sensors": OPTICAL, "options": {"width": 32}},
     "fused": {"network": "deepforest_1b", "sensors": BOTH, "options": {"width": 32}},
     "fcn": {"network": "fcn", "sensors": OPTICAL, "options": {"width": 32}},
+    "longer": {"network": "fcn", "sensors": OPTICAL, "options": {"width": 32}, "start_from": "fcn"},
     "lstm": {"network": "fcn_lstm", "sensors": OPTICAL, "options": {"width": 32}, "start_from": "fcn"},
     "even": {"network": "unet", "sensors": BOTH, "options": {"width": 16}, "class_weights": "none"},
     "weighted": {"network": "unet", "sensors": BOTH, "options": {"width": 16}, "class_weights": "inverse_sqrt"},
 }
-PAIRS = {"fusion": ("fused", "optical"), "sequence": ("lstm", "fcn"), "weighting": ("weighted", "even")}
+PAIRS = {"fusion": ("fused", "optical"), "sequence": ("lstm", "longer"), "weighting": ("weighted", "even")}
+OF_DATES = {"fcn", "longer", "lstm"}
 
 
 def configuration(folder: Path, pixels: int, seeds: int) -> dict:
@@ -69,7 +73,7 @@ def configuration(folder: Path, pixels: int, seeds: int) -> dict:
             weights = entry.pop("class_weights", "inverse_sqrt")
             if "start_from" in entry:
                 entry["start_from"] += f"_{seed}"
-            area = "dates" if name in ("fcn", "lstm") else "world"
+            area = "dates" if name in OF_DATES else "world"
             training = {**RECIPE, "class_weights": weights}
             models[f"{name}_{seed}"] = {**entry, "train_on": [area], "seed": seed, "tiles": TILES, "training": training}
     return {
@@ -82,9 +86,9 @@ def configuration(folder: Path, pixels: int, seeds: int) -> dict:
 
 
 def make(folder: Path, settings: dict, blocks: list[str]) -> None:
-    """Train and score all models by the ordinary rules, and bring the truth onto the grid."""
+    """Train all models by the ordinary rules, and bring the truth onto the grid."""
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    targets = [f"results/models/{model}/scores.json" for model in settings["models"]]
+    targets = [f"results/models/{model}/weights.safetensors" for model in settings["models"]]
     targets += [f"results/references/world/{block}.tif" for block in blocks]
     line = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder]
     line += ["--configfile", folder / "config.yaml", "--cores", CORES, "--quiet", "rules", "--"]
@@ -111,15 +115,19 @@ def truth_of(path: Path, row: int, column: int) -> np.ndarray:
         return raster.read(1, window=Window(column, row, TILES["pixels"], TILES["pixels"]))
 
 
-def paired(first: list[Counts], second: list[Counts]) -> dict[str, float | None]:
-    """Gain of overall accuracy, whose interval draws cells with all their seeds."""
-    cells = sorted({cell for counts in first for cell in counts})
-
-    def total(runs: list[Counts], of: str) -> np.ndarray:
-        value = np.trace if of == "hits" else np.sum
-        return np.array([sum(value(counts[cell]) for counts in runs if cell in counts) for cell in cells])
-
-    return block_bootstrap(total(first, "hits"), total(second, "hits"), total(first, "pixels"), seed=0)
+def paired(first: list[Counts], second: list[Counts]) -> dict[str, float | list[float]]:
+    """Gain of overall accuracy in points, with a 95 % interval that draws seeds and cells, and that of each seed."""
+    cells = sorted(first[0])
+    pairs = zip(first, second, strict=True)
+    gained = np.array([[np.trace(one[cell]) - np.trace(other[cell]) for cell in cells] for one, other in pairs])
+    pixels = np.array([counts[cell].sum() for counts in first for cell in cells]).reshape(gained.shape)
+    random = np.random.default_rng(0)
+    rows = random.integers(len(first), size=(DRAWS, len(first), 1))
+    columns = random.integers(len(cells), size=(DRAWS, 1, len(cells)))
+    drawn = gained[rows, columns].sum((1, 2)) / pixels[rows, columns].sum((1, 2))
+    low, high = np.percentile(100 * drawn, [2.5, 97.5])
+    seeds = 100 * gained.sum(1) / pixels.sum(1)
+    return {"": 100 * gained.sum() / pixels.sum(), "_low": low, "_high": high, "_seeds": seeds.round(2).tolist()}
 
 
 def main() -> None:
@@ -136,17 +144,16 @@ def main() -> None:
     keys = [entry.key for entry in model_legend(config, "even_0").classes]
     counts: dict[str, list[Counts]] = {}
     for name in MODELS:
-        area = "dates" if name in ("fcn", "lstm") else "world"
+        area = "dates" if name in OF_DATES else "world"
         counts[name] = [true_counts(folder, f"{name}_{seed}", area, grids, keys) for seed in range(seeds)]
-    figures: dict[str, float | None] = {}
+    figures: dict[str, float | list[float]] = {}
     scored = {name: [scores(sum(run.values())) for run in runs] for name, runs in counts.items()}
     for name, runs in scored.items():
         figures[f"overall_{name}"] = round(100 * np.mean([run["overall"] for run in runs]), 2)
-        figures[f"macro_f1_{name}"] = round(100 * np.mean([run["macro_f1"] for run in runs]), 2)
+        figures[f"macro_f1_{name}"] = round(100 * np.mean([run["macro_f1"] or 0 for run in runs]), 2)
     for name, (first, second) in PAIRS.items():
-        gain = paired(counts[first], counts[second])
-        for key, value in (("", "difference"), ("_low", "low"), ("_high", "high")):
-            figures[name + key] = None if gain[value] is None else round(100 * gain[value], 2)
+        for key, value in paired(counts[first], counts[second]).items():
+            figures[name + key] = value if isinstance(value, list) else round(float(value), 2)
         for number, key in enumerate(keys):
             f1 = [[run["classes"][number]["f1"] for run in scored[model]] for model in (first, second)]
             if None not in f1[0] + f1[1]:

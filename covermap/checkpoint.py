@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from covermap.errors import ModelError
 from covermap.files import whole
@@ -65,8 +66,8 @@ def load_state(path: Path, net: Normalised, recipe: Training) -> State:
     ModelError
         The file is broken, of another network, or holds anything but tensors, numbers and names: it is not run.
     """
+    saved = _read(path)
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
         state = new_state(net, saved["class_weight"], recipe)
         state.net.load_state_dict(saved["net"])
         state.shown.load_state_dict(saved.get("shown", saved["net"]))
@@ -74,8 +75,34 @@ def load_state(path: Path, net: Normalised, recipe: Training) -> State:
         for name in ("confusion", "rows", "losses", "seconds", "waited_s"):
             setattr(state, name, saved[name])
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"checkpoint {path} is broken, or not one that training wrote ({reason}): remove it and run again"
-        ) from error
+        raise _broken(path, error) from error
+    if spoilt := not_finite(state.net):
+        raise _broken(path, f"{spoilt} is not finite")
     return state
+
+
+def load_outcome(path: Path) -> tuple[list[Row], Tensor]:
+    """Rows of the log, and the confusion of the best epoch, of a checkpoint; errors as of ``load_state``."""
+    saved = _read(path)
+    return saved["rows"], saved["confusion"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # whose own words advise to run what is in it
+        raise _broken(path, "it holds more than tensors, numbers and names") from error
+    except Exception as error:
+        raise _broken(path, error) from error
+    return saved
+
+
+def _broken(path: Path, reason: object) -> ModelError:
+    line = (str(reason).splitlines() or [type(reason).__name__])[0]
+    return ModelError(f"checkpoint {path} is broken, or not one that training wrote ({line}): remove it and run again")
+
+
+def not_finite(net: nn.Module) -> str | None:
+    """Name of the first weight or buffer that has NaN or infinity."""
+    state = net.state_dict()
+    return next((name for name, values in state.items() if not torch.isfinite(values).all()), None)

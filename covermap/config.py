@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator
 from datetime import date
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -49,6 +50,12 @@ from covermap.settings import (
 NOT_OF_PATCHES = ("stride_pixels", "min_labelled", "max_cloud")
 NOT_OF_NAMES = ("pixels", "cell_pixels", "buffer_pixels")
 NOT_OF_LISTS = ("validation", "test", "folds", "fold")
+# What decides which tiles are held out where it is neither the place of a cell nor the name of an image
+OF_TABLES = ("train_on", "test_on", "sensors", "months", "dates")
+# Networks that take weights of another kind of network, and what options of the two must be alike
+PARTS = {"fcn_lstm": ("fcn",)}
+SIZES = ("width", "depth", "encoder", "branch", "as_published")
+MANY = 12  # names, of which an error shows those alone that are like the wrong one
 # What a model that applies others' weights may set: all else is what these were taught with
 OF_APPLIED = ("weights", "months", "dates", "test_on", "prediction")
 SENSOR_SECTIONS = ("sentinel1", "sentinel2", "masks", "composite", "registration")
@@ -122,36 +129,68 @@ class Config(Section):
         for name, model in self.models.items():
             for other in model.weights:
                 self._must_go_together(name, model.weights[0], other)
-            self._must_begin(name)
+            for one in model.weights or (name,):
+                for other in ([one] if model.weights else []) + self._starts(one):
+                    self._must_not_leak(name, one, other)
         return self
 
     def _must_go_together(self, name: str, first: str, other: str) -> None:
-        """Refuse to average a mapper and a classifier, and models of which one learned what another is tested on."""
-        one, two = self.models[first], self.models[other]
+        """Refuse to average a mapper and a classifier, and windows that a network cannot take."""
         if (first in self.classifiers) != (other in self.classifiers):
             raise ValueError(
                 f"models.{name}.weights names {first!r} and {other!r}, but only one of them learns from patches: "
                 "average models of one kind"
             )
-        both, seeds = [each.tiles.model_dump(exclude={"balance", "seed"}) for each in (one, two)], one.split_seed
-        if tested := [area for area in self.models[name].test_on if area in two.train_on]:
-            raise ValueError(
-                f"models.{name}.test_on names {tested[0]!r}, which {other!r} of its weights learned from: remove it"
-            )
-        if both[0] != both[1] or seeds != two.split_seed:
-            raise ValueError(
-                f"models.{name}.weights names {first!r} and {other!r}, whose tiles differ, so that one learned what "
-                f"the other is tested on: give both the same tiles, with the same tiles.seed where their seeds differ"
-            )
-        side, multiple = self.models[name].prediction.window_pixels, two.network_options.multiple
+        side = self.models[name].prediction.window_pixels
+        multiple = self.models[other].network_options.multiple
         if side % multiple:
             raise ValueError(
                 f"models.{name}.prediction.window_pixels is {side}: expected a multiple of {multiple}, which {other} "
                 "needs"
             )
 
-    def _must_begin(self, name: str) -> None:
-        """Refuse a start from weights that there are not, or only once this model is trained."""
+    def _must_not_leak(self, name: str, one: str, other: str) -> None:
+        """Refuse weights that learned what a model is tested on.
+
+        ``one`` are weights that the model applies, or the model itself; ``other`` are the same, or what ``one`` began
+        with. ASSUME: areas of one CRS may meet, unless both are boxes that lie apart; areas of two do not.
+        """
+        model, its = self.models[name], self.models[other]
+        if tested := [area for area in model.test_on if area in its.train_on]:
+            of = f"{other!r} of its weights" if one == other else f"{other!r}, which {one} starts from,"
+            raise ValueError(f"models.{name}.test_on names {tested[0]!r}, which {of} learned from: remove it")
+        first = model.weights[0] if model.weights else name
+        if self._have_common_ground(first, other) and self._held_out(first) != self._held_out(other):
+            key = f"models.{name}.{'weights names' if model.weights else 'start_from leads from'}"
+            raise ValueError(
+                f"{key} {first!r} {'and' if model.weights else 'to'} {other!r}, whose tiles differ, so that one "
+                "learned what the other is tested on: give both the same tiles, with the same tiles.seed where their "
+                "seeds differ"
+            )
+
+    def _have_common_ground(self, one: str, other: str) -> bool:
+        """Whether two models may learn from the same ground, or from the same images."""
+        return any(
+            self._may_meet(mine, its) for mine in self.models[one].train_on for its in self.models[other].train_on
+        )
+
+    def _held_out(self, name: str) -> tuple[Any, ...]:
+        """What decides which tiles of an area, or images of a set of patches, a model is not taught with."""
+        model = self.models[name]
+        by_place = model.tiles.split == "blocks" or name in self.classifiers
+        others = () if by_place else tuple(getattr(model, key) for key in OF_TABLES)
+        return model.tiles.model_dump(exclude={"balance", "seed"}), model.split_seed, *others
+
+    def _may_meet(self, one: str, other: str) -> bool:
+        """Whether two areas or sets of patches may have ground or images in common."""
+        if one == other or one not in self.aois or other not in self.aois:
+            return one == other
+        boxes = [self.aois[area].area for area in (one, other)]
+        apart = all(isinstance(box, tuple) for box in boxes) and _lie_apart(*boxes)
+        return self.aois[one].crs == self.aois[other].crs and not apart
+
+    def _starts(self, name: str) -> list[str]:
+        """Models from which training begins, one after the other; refused where there is none, or not by then."""
         chain = [name]
         while (start := self.models[chain[-1]].start_from) is not None and "/" not in start:
             key = f"models.{chain[-1]}.start_from"
@@ -164,7 +203,23 @@ class Config(Section):
                     f"{key} is {start!r}, which applies the weights of {', '.join(self.models[start].weights)}: name "
                     "one of these"
                 )
+            self._must_fit(chain[-1], start)
             chain.append(start)
+        return chain[1:]
+
+    def _must_fit(self, name: str, start: str) -> None:
+        """Refuse to begin with weights of a network of another kind or size."""
+        one, other = self.models[name], self.models[start]
+        key = f"models.{name}.start_from is {start!r}"
+        if other.network not in (one.network, *PARTS.get(one.network, ())):
+            raise ValueError(
+                f"{key}, whose network is {other.network}, but that of {name} is {one.network}: start from weights of "
+                f"{' or '.join((one.network, *PARTS.get(one.network, ())))}"
+            )
+        for size in SIZES:
+            mine, its = (getattr(model.network_options, size, None) for model in (one, other))
+            if mine != its and None not in (mine, its):
+                raise ValueError(f"{key}, whose options.{size} is {its}, but that of {name} is {mine}: make them alike")
 
     @model_validator(mode="after")
     def _directions_have_a_meaning(self) -> Self:
@@ -261,8 +316,10 @@ class Config(Section):
                     )
                 self._must_have_bands(name, user)
                 self.must_have_steps(name, user)
+            for area in cut:
+                self._must_have_enough_steps(name, area)
             taught = [(one, area) for one in model.weights or (name,) for area in self.models[one].train_on]
-            free = OPTIONS[model.network].any_steps
+            free = self._free_steps(name)
             for area in [*cut, *mapped]:
                 self._must_agree(taught[0], (name, area), () if area in cut else free)
             for other in taught[1:]:
@@ -304,6 +361,11 @@ class Config(Section):
                 raise ValueError(
                     f"{given}.{chosen[0]} is set, but an image of a set of patches has no dates: remove it"
                 )
+            if model.training.augment.drop_dates:
+                raise ValueError(
+                    f"{given}.training.augment.drop_dates is {model.training.augment.drop_dates}, but an image of a "
+                    "set of patches has no dates: set it to 0"
+                )
             if model.sensors != ("sentinel2",):
                 raise ValueError(
                     f"{given}.sensors is {', '.join(model.sensors)}, but patches hold bands of sentinel2: set it to "
@@ -323,8 +385,8 @@ class Config(Section):
         """Refuse splits that patches do not have, and settings of tiles that do nothing for them."""
         if tiles.split == "stratified":
             raise ValueError(
-                f"models.{name}.tiles.split is stratified, but it learns from patches, of which random takes the same "
-                "share of every class: expected random, lists, or blocks where they are georeferenced"
+                f"models.{name}.tiles.split is stratified, but it learns from patches, of which random takes about "
+                "the same share of every class: expected random, lists, or blocks where they are georeferenced"
             )
         if tiles.split == "lists" and self.patches[own].lists is None:
             raise ValueError(
@@ -390,6 +452,28 @@ class Config(Section):
                     f"models.{model}.{key} has {missing[0]}, but aois.{aoi} has only {', '.join(map(str, there))}: "
                     "remove it there, or give it to the area"
                 )
+
+    def _free_steps(self, name: str) -> set[str]:
+        """Inputs of which all networks that a model applies take any number of steps."""
+        networks = [self.models[one].network for one in self.models[name].weights or (name,)]
+        return set.intersection(*({*OPTIONS[network].any_steps} for network in networks))
+
+    def _must_have_enough_steps(self, model: str, aoi: str) -> None:
+        """Refuse to draw more dates than there are, and to leave out some of one; of scenes, only stacks can tell."""
+        chosen = self.models[model]
+        dates, months = self._steps(aoi, chosen.dates), chosen.months or self.aois[aoi].period.months
+        draw = getattr(chosen.network_options, "draw", None)
+        if draw and dates and draw > len(dates):
+            raise ValueError(
+                f"models.{model}.options.draw is {draw}, but aois.{aoi} has only {len(dates)} of its dates: draw fewer"
+            )
+        counts = {"sentinel1": len(months), "sentinel2": len(dates) or 2, "terrain": 1}
+        drop = chosen.training.augment.drop_dates
+        if drop and max(counts[sensor] for sensor in chosen.sensors) == 1:
+            raise ValueError(
+                f"models.{model}.training.augment.drop_dates is {drop}, but it sees a single step of aois.{aoi}: set "
+                "it to 0"
+            )
 
     def _must_agree(self, one: tuple[str, str], other: tuple[str, str], any_steps: Collection[str] = ()) -> None:
         """Refuse two areas, each with a model, that share weights and whose inputs would mean different things."""
@@ -462,9 +546,20 @@ class Config(Section):
         return composite
 
 
+def _lie_apart(one: Any, other: Any) -> bool:
+    """Whether two boxes (west, south, east, north) have no point in common."""
+    return any(a[k + 2] < b[k] for a, b in ((one, other), (other, one)) for k in (0, 1))
+
+
 def _must_know(key: str, value: str, known: dict[str, Any]) -> None:
-    if value not in known:
-        raise ValueError(f"{key} is {value!r}, but there is only {', '.join(map(repr, known))}")
+    if value in known:
+        return
+    if len(known) > MANY:
+        near = get_close_matches(value, map(str, known), 3, 0)
+        raise ValueError(
+            f"{key} is {value!r}, which there is not: expected a name such as {', '.join(map(repr, near))}"
+        )
+    raise ValueError(f"{key} is {value!r}, but there is only {', '.join(map(repr, known))}")
 
 
 def _with_weights(name: str, model: Any, models: dict[Any, Any]) -> Any:
@@ -475,6 +570,8 @@ def _with_weights(name: str, model: Any, models: dict[Any, Any]) -> Any:
     ValueError
         There is no such model, or it applies others' weights itself, or a setting would do nothing.
     """
+    if isinstance(model, dict) and model.get("weights", 0) in ([], (), "") and "network" not in model:
+        raise ValueError(f"models.{name}.weights is empty: name the models whose weights it applies")
     weights = model.get("weights") if isinstance(model, dict) else None
     weights = [weights] if isinstance(weights, str) else weights
     if not weights or not isinstance(weights, list | tuple) or not all(isinstance(one, str) for one in weights):

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
@@ -28,6 +28,7 @@ def use_device(threads: int) -> torch.device:
     torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with it
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a kernel a tensor
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -37,9 +38,21 @@ def has_bfloat16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() if on_cpu else torch.cuda.is_bf16_supported(False))
 
 
-def reduced_precision(device: torch.device) -> torch.autocast:
-    """Autocast to bfloat16 where the hardware multiplies it, nothing elsewhere."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=has_bfloat16(device))
+def reduced_precision(device: torch.device, reduced: bool = True) -> torch.autocast:
+    """Autocast to bfloat16 where it is wanted and the hardware multiplies it, nothing elsewhere."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=reduced and has_bfloat16(device))
+
+
+def alone_on(device: torch.device, reduced: bool) -> Fabric:
+    """Fabric of one device alone, whatever the others do; parameters as of ``on_all_devices``."""
+    from lightning_fabric import Fabric
+
+    devices = 1 if device.type == "cpu" else [device.index or 0]
+    return Fabric(accelerator=device.type, devices=devices, precision=_precision(device, reduced))
+
+
+def _precision(device: torch.device, reduced: bool) -> Literal["bf16-mixed", "32-true"]:
+    return "bf16-mixed" if reduced and has_bfloat16(device) else "32-true"
 
 
 def on_all_devices(
@@ -74,7 +87,7 @@ def on_all_devices(
         accelerator=device.type,
         devices=count,
         strategy=DDPStrategy(start_method="spawn") if count > 1 else "auto",
-        precision="bf16-mixed" if reduced and has_bfloat16(device) else "32-true",
+        precision=_precision(device, reduced),
         plugins=[LightningEnvironment()],  # a cluster's own would start a process for each of its tasks
     )
     if count == 1:

@@ -144,7 +144,7 @@ TORCHGEO: dict[str, HubFile] = {
 
 
 def hub_file(name: str) -> HubFile:
-    """What ``timm/NAME`` or ``torchgeo/NAME`` stands for.
+    """What ``timm/NAME``, ``timm/NAME@COMMIT`` or ``torchgeo/NAME`` stands for; without a commit it is the newest file.
 
     Raises
     ------
@@ -153,7 +153,8 @@ def hub_file(name: str) -> HubFile:
     """
     hub, _, own = name.partition("/")
     if hub == "timm":
-        return HubFile(f"timm/{own}", "main", "model.safetensors")
+        repository, _, commit = own.partition("@")
+        return HubFile(f"timm/{repository}", commit or "main", "model.safetensors")
     if own not in TORCHGEO:
         near = get_close_matches(own, TORCHGEO, 3, 0)
         raise SettingError(f"torchgeo has no weights {own}: expected a name such as {', '.join(near)}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,19 +32,48 @@ def tile_loss(outputs: Sequence[Output], batch: Mapping[str, Tensor], class_weig
 
     Parameters
     ----------
-    outputs : what the network gave; pixels that an output has not seen do not count in its loss.
+    outputs : what the network gave. Those that say what they saw, such as dates, are samples of one loss, and their
+        pixels count by that: a pixel counts the same beside few others of its date as beside many.
     batch : with ``label`` and ``weight``, uint8 (B, H, W) or (B,), the weight in per cent.
     class_weight : float (K,).
     recipe : settings: ``loss`` and what the losses take.
     """
-    label, weight = targets(batch)
-    total = torch.zeros((), device=label.device)
-    for output in outputs:
-        trusted = weight if output.seen is None else weight * output.seen.float()
+    total = torch.zeros((), device=class_weight.device)
+    for taught in lessons(outputs, batch):
         for name, share in recipe.loss.items():
-            loss = FUNCTIONS[name](output.logits, label, trusted, class_weight, recipe)
-            total = total + output.share * share * loss
+            loss = FUNCTIONS[name](taught.logits, taught.label, taught.weight, class_weight, recipe)
+            total = total + taught.share * share * loss
     return total
+
+
+def basis(outputs: Sequence[Output], batch: Mapping[str, Tensor], class_weight: Tensor, recipe: Training) -> Tensor:
+    """What the loss of a batch is a mean over: the weight of what its outputs are taught, or their pixels; a scalar."""
+    bases = [
+        taught.share * _measure(taught.label, taught.weight, class_weight, recipe) for taught in lessons(outputs, batch)
+    ]
+    return torch.stack(bases).sum()
+
+
+class Lesson(NamedTuple):
+    """What one loss is computed from: an output, or the dates, one behind the other in place of tiles."""
+
+    logits: Tensor  # (B, K, H, W), or (B, K) of patches
+    label: Tensor  # (B, H, W) or (B,)
+    weight: Tensor
+    share: float  # of the loss
+
+
+def lessons(outputs: Sequence[Output], batch: Mapping[str, Tensor]) -> list[Lesson]:
+    """What outputs are taught of a batch: those that say what they saw together, the others one by one."""
+    label, weight = targets(batch)
+    found = [Lesson(output.logits, label, weight, output.share) for output in outputs if output.seen is None]
+    dates = [(output, output.seen) for output in outputs if output.seen is not None]
+    if dates:
+        logits = torch.cat([output.logits for output, _ in dates])  # (N*B, K, H, W)
+        share = sum(output.share for output, _ in dates)
+        trusted = [weight * seen.float() * (output.share * len(dates) / share) for output, seen in dates]
+        found.append(Lesson(logits, torch.cat([label] * len(dates)), torch.cat(trusted), share))
+    return found
 
 
 def targets(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -100,10 +130,14 @@ def robust(logits: Tensor, label: Tensor, weight: Tensor, class_weight: Tensor, 
 
 def _mean(loss: Tensor, label: Tensor, weight: Tensor, class_weight: Tensor, recipe: Training) -> Tensor:
     """Mean of the pixels' losses (B, ...), in which their class weights are, over their weights or over all pixels."""
+    return (loss * weight).sum() / _measure(label, weight, class_weight, recipe).clamp(min=TINY)
+
+
+def _measure(label: Tensor, weight: Tensor, class_weight: Tensor, recipe: Training) -> Tensor:
+    """What the pixels' losses are divided by, a scalar: what all labels weigh, or the number of all pixels."""
     if recipe.normalise == "pixels":
-        return (loss * weight).sum() / label.numel()
-    effective = torch.where(label >= 0, weight * class_weight[label.clamp(min=0)], 0)
-    return (loss * weight).sum() / effective.sum().clamp(min=TINY)
+        return torch.tensor(float(label.numel()), device=label.device)
+    return torch.where(label >= 0, weight * class_weight[label.clamp(min=0)], 0).sum()
 
 
 # --- losses of overlap -----------------------------------------------------------------------------------------------
@@ -119,7 +153,8 @@ def dice(logits: Tensor, label: Tensor, weight: Tensor, class_weight: Tensor, re
     probability, truth, measure = _flat(logits, label, weight)
     both = (probability * truth * measure).sum(1)  # (K,)
     sizes = ((probability + truth) * measure).sum(1)
-    return _over_classes(1 - 2 * both / sizes.clamp(min=TINY), truth * measure, class_weight)
+    there = _there(truth * measure, class_weight)
+    return torch.where(there, 1 - 2 * both / sizes.clamp(min=TINY), 0).sum() / there.sum().clamp(min=1)
 
 
 def lovasz(logits: Tensor, label: Tensor, weight: Tensor, class_weight: Tensor, recipe: Training) -> Tensor:
@@ -130,8 +165,10 @@ def lovasz(logits: Tensor, label: Tensor, weight: Tensor, class_weight: Tensor, 
     too; one of weight 0 is left out.
     """
     probability, truth, measure = _flat(logits, label, weight)
-    losses = [_lovasz_of_class(p, t, measure) for p, t in zip(probability, truth, strict=True)]
-    return _over_classes(torch.stack(losses), truth * measure, class_weight)
+    # To ask the device which classes are there makes it wait, but less than to sort all pixels for those that are not.
+    there = _there(truth * measure, class_weight).nonzero().flatten().tolist()
+    losses = [_lovasz_of_class(probability[k], truth[k], measure) for k in there]
+    return torch.stack(losses).mean() if losses else 0 * probability.sum()
 
 
 def _lovasz_of_class(probability: Tensor, truth: Tensor, measure: Tensor) -> Tensor:
@@ -154,10 +191,9 @@ def _flat(logits: Tensor, label: Tensor, weight: Tensor) -> tuple[Tensor, Tensor
     return probability, truth.to(probability.dtype), measure.to(probability.dtype)
 
 
-def _over_classes(losses: Tensor, labelled: Tensor, class_weight: Tensor) -> Tensor:
-    """Mean of the classes' losses (K,) over those with labelled pixels (K, N) and a class weight."""
-    there = (labelled.sum(1) > 0) & (class_weight > 0)
-    return torch.where(there, losses, 0).sum() / there.sum().clamp(min=1)
+def _there(labelled: Tensor, class_weight: Tensor) -> Tensor:
+    """Which classes have labelled pixels (K, N) and a class weight: bool (K,)."""
+    return (labelled.sum(1) > 0) & (class_weight > 0)
 
 
 def _precise(logits: Tensor) -> Tensor:
@@ -190,15 +226,18 @@ def evidence(logits: Tensor, recipe: Training) -> Tensor:
     Under a loss l of the probability p of the label, a network learns p(k) where f(k) w(k) l'(p(k)) is the same for all
     classes, so that the frequency f(k) times the weight w(k) is 1 / -l'(p(k)) up to a factor: p itself for the
     cross-entropy, whose logits stay as they are. The focal loss teaches flatter probabilities (Charoenphakdee et al.
-    2021, arXiv:2011.09172), the robust one steeper ones, and to divide those by the weights would take too much, or too
-    little, back. ASSUME: losses of overlap beside others, and smoothed labels, do not change this.
+    2021, arXiv:2011.09172), and to divide those by the weights would take too much back.
+
+    The robust loss would teach steeper ones, f(k) w(k) to the power of 1 / (1 - q), but a network is far from them when
+    training ends, and to take that power back buries rare classes: its logits are taken like those of the
+    cross-entropy. ASSUME: losses of overlap beside others, and smoothed labels, do not change this.
 
     Parameters
     ----------
     logits : float (B, K, ...).
     """
     shares = {name: share for name, share in recipe.loss.items() if name in LOG_SLOPES}
-    if {*shares} <= {"cross_entropy"}:
+    if "focal" not in shares:
         return logits
     log_p = _precise(logits).log_softmax(1)
     slopes = [math.log(share) + LOG_SLOPES[name](log_p, recipe) for name, share in shares.items()]
@@ -213,7 +252,7 @@ def _log_slope_of_focal(log_p: Tensor, recipe: Training) -> Tensor:
 LOG_SLOPES: dict[str, Callable[[Tensor, Training], Tensor]] = {  # log(-l'(p)) from log(p)
     "cross_entropy": lambda log_p, recipe: -log_p,
     "focal": _log_slope_of_focal,
-    "robust": lambda log_p, recipe: (recipe.robust_q - 1) * log_p,
+    "robust": lambda log_p, recipe: -log_p,
 }
 
 

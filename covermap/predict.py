@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -84,7 +84,7 @@ def predict_block(
     sources = [Source(*source, chosen_steps(source[1], months, dates)) for source in zip(blocks, stacks, strict=True)]
     for source in sources:
         found = meaning_of(source.path, source.steps)
-        must_mean(nets[0].meaning, found, source.path, "the network learned from", nets[0].any_steps)
+        must_mean(nets[0].meaning, found, source.path, "the network learned from", free_steps(nets))
     out = np.concatenate(list(predict_rows(nets, len(classes), sources, block, settings, device)), 1)  # (2, y, x)
     write_raster(prediction, out, block, nodata=CONFIDENCE_NODATA, descriptions=("class", "confidence"))
 
@@ -119,6 +119,20 @@ def load_together(weights: list[Path], device: torch.device) -> tuple[list[Norma
     return [net for net, _ in loaded], classes
 
 
+def free_steps(nets: Sequence[Normalised]) -> set[str]:
+    """Inputs of which every one of the networks takes any number of steps."""
+    return set.intersection(*({*net.any_steps} for net in nets))
+
+
+def mean_probabilities(nets: Sequence[Normalised], batch: dict[str, Tensor], device: torch.device) -> Tensor:
+    """Mean class probabilities (B, K, y, x), or (B, K) of patches, each network's in the precision it was taught in."""
+    scored = []
+    for net in nets:
+        with reduced_precision(device, net.reduced):
+            scored.append(net.probabilities(batch))
+    return torch.stack(scored).mean(0)
+
+
 def window_starts(first: int, length: int, window: int, step: int) -> range:
     """Starts, on multiples of ``step`` of the lattice, of all windows that meet pixels [first, first + length)."""
     return range(math.ceil((first - window + 1) / step) * step, first + length, step)
@@ -145,7 +159,7 @@ def predict_rows(
     """
     window = settings.window_pixels
     step = window - int(window * settings.overlap)
-    read = partial(read_lattice, sources, shapes=shapes_in(nets[0], sources[0]), days=is_filled(nets[0].meaning))
+    read = partial(read_lattice, sources, shapes=shapes_in(nets, sources[0]), days=is_filled(nets[0].meaning))
     east0, north0 = false_origin(block.crs)
     left, top = round((block.left - east0) / block.pixel_m), round((north0 - block.top) / block.pixel_m)
     bell = blend_weights(window, step)
@@ -174,10 +188,10 @@ def predict_rows(
         log.info("window row %d of %d", number + 1, len(starts))
 
 
-def shapes_in(net: Normalised, source: Source) -> dict[str, tuple[int, int]]:
-    """Steps and bands (T, C) of each input of a network, with as many steps as a stack has where any number will do."""
-    bare = seen_steps(read_stack(source.path, slice(0, 0), slice(0, 0), net.any_steps), source.steps)
-    return {key: (len(bare[key]) if key in bare else steps, bands) for key, (steps, bands) in net.shapes.items()}
+def shapes_in(nets: Sequence[Normalised], source: Source) -> dict[str, tuple[int, int]]:
+    """Steps and bands (T, C) of each input of networks, with as many steps as a stack has where any number will do."""
+    bare = seen_steps(read_stack(source.path, slice(0, 0), slice(0, 0), free_steps(nets)), source.steps)
+    return {key: (len(bare[key]) if key in bare else steps, bands) for key, (steps, bands) in nets[0].shapes.items()}
 
 
 def read_lattice(
@@ -217,8 +231,7 @@ def window_probabilities(
     """Mean class probabilities (size, K, y, x); the batch is filled up, since kernels differ with its size."""
     full = windows + windows[:1] * (size - len(windows))
     batch = on_device({key: np.stack([window[key] for window in full]) for key in windows[0]}, device)
-    with reduced_precision(device):
-        return torch.stack([net.probabilities(batch) for net in nets]).mean(0)
+    return mean_probabilities(nets, batch, device)
 
 
 def classify(total: Tensor, seen: np.ndarray) -> np.ndarray:

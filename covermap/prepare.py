@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from covermap.checkpoint import State, new_state
+from covermap.checkpoint import State, new_state, not_finite
 from covermap.errors import CoverageError, ModelError
 from covermap.inputs import KEYS, SATELLITES, Meaning
 from covermap.loader import batches
@@ -38,7 +38,7 @@ def first_state(
     """The network as it is before the first step, on the CPU."""
     torch.manual_seed(model.seed)
     net = build(model, shapes, pixels.shape[1], meaning)
-    must_divide(training, net)
+    must_divide(next(iter(training.kinds().values()))[1][-1], net)
     class_weight = prepare(net, training, pixels, model)
     if start is not None and model.start_from is not None:
         start_weights(net, start, model.start_from)
@@ -60,33 +60,34 @@ def input_shapes(tile: dict[str, np.ndarray], model: Model) -> Shapes:
 
 def labelled_pixels(training: TileStore, classes: int) -> np.ndarray:
     """Labelled pixels of each class in each training tile: int64 (N, K)."""
-    pixels = _pixels(training, classes)
+    pixels = training.table[[f"class_{i}" for i in range(1, classes + 1)]].to_numpy(np.int64)
     if not pixels.any():
         raise CoverageError("no training tile has a labelled pixel: check the labels, their legend and the area")
     return pixels
 
 
-def _pixels(tiles: TileStore, classes: int) -> np.ndarray:
-    return tiles.table[[f"class_{i}" for i in range(1, classes + 1)]].to_numpy(np.int64)
-
-
 def must_choose(validation: TileStore, classes: int, min_pixels: int) -> None:
     """Refuse validation tiles, read without their inputs, that cannot tell which epoch is the best."""
-    most = _pixels(validation, classes).sum(0).max(initial=0)
-    if not most or not any(validation[number]["weight"].any() for number in range(len(validation))):
+    pixels = np.zeros(classes, np.int64)  # of each class that have a weight, as the scores count them
+    for number in range(len(validation)):
+        tile = validation[number]
+        pixels += np.bincount(tile["label"][tile["weight"] > 0], minlength=256)[1 : classes + 1]
+    most = pixels.max(initial=0)
+    if not most:
         raise CoverageError(
             f"no pixel of the {len(validation)} validation tiles counts, so the best epoch cannot be told: raise "
             "tiles.validation, lessen tiles.cell_pixels, or label a larger area"
         )
     if most < min_pixels:
         raise CoverageError(
-            f"training.min_pixels is {min_pixels}, but no class has more than {most} validation pixels: lower it"
+            f"training.min_pixels is {min_pixels}, but no class has more than {most} validation pixels that count: "
+            "lower it"
         )
 
 
-def must_divide(training: TileStore, net: Normalised) -> None:
-    """Refuse tiles that the network cannot take."""
-    side, multiple = next(iter(training.kinds().values()))[1][-1], getattr(net.network, "multiple", 1)
+def must_divide(side: int, net: Normalised) -> None:
+    """Refuse tiles of so many pixels a side, if the network cannot take them."""
+    multiple = getattr(net.network, "multiple", 1)
     if side % multiple:
         raise ModelError(
             f"tiles are {side} px a side, but the network takes multiples of {multiple} px: change tiles.pixels, or "
@@ -101,19 +102,13 @@ def must_be_finite(net: Normalised, start: Path | None) -> None:
         raise ModelError(f"{name} of the network is not finite before the first step: {source} cannot be used")
 
 
-def not_finite(net: nn.Module) -> str | None:
-    """Name of the first weight or buffer that has NaN or infinity."""
-    state = net.state_dict()
-    return next((name for name, values in state.items() if not torch.isfinite(values).all()), None)
-
-
 def prepare(net: Normalised, training: TileStore, pixels: np.ndarray, model: Model) -> Tensor:
     """Set the normalisation and the priors from the training split; return the class weights of the loss (K,).
 
     ASSUME: drawing tiles of rare classes more often changes how often classes are seen, not what they look like, so
     their priors are corrected like those that the weights of the loss change. So are those of classes whose pixels
-    weigh less than others'. Pixels of weight 0 teach nothing, whatever their class, and are counted like the others.
-    Losses of overlap alone learn no priors: nothing is taken back from their logits.
+    weigh less than others', or nothing, as where radar layover hides more of the classes of mountains. Losses of
+    overlap alone learn no priors: nothing is taken back from their logits.
 
     Parameters
     ----------
@@ -125,22 +120,21 @@ def prepare(net: Normalised, training: TileStore, pixels: np.ndarray, model: Mod
     for key, (mean, std) in channel_statistics(parts, net.pairs, net.any_steps).items():
         net.get_buffer(f"{key}_mean").copy_(torch.from_numpy(mean))
         net.get_buffer(f"{key}_std").copy_(torch.from_numpy(std))
-    if not trust.any():
+    if not trust[0].any():
         raise CoverageError("all labelled training pixels have the weight 0: check the masks and weights of the labels")
     often = pixels * training.table.sampling.to_numpy(np.float64)[:, None]  # as the loss sees them in an epoch
     there, seen = pixels.sum(0), often.sum(0)
     weights = torch.from_numpy(class_weights(often, model.class_weights, model.training.weight_cap))
     if not model.training.of_overlap_alone:
         oftener = torch.from_numpy(seen / seen.sum() / np.maximum(there / there.sum(), 1e-12)).float()
-        mean_weight = torch.from_numpy(np.where(trust[1] > 0, trust[0] / np.maximum(trust[1], 1), 1)).float()
+        mean_weight = torch.from_numpy(np.where(trust[0] > 0, trust[0] / np.maximum(trust[1], 1), 1)).float()
         net.log_weights.copy_(torch.where(weights > 0, weights * oftener * mean_weight, 1).log())
     return weights
 
 
 def add_trust(trust: np.ndarray, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Add the weights of a batch's pixels of each class, and how many have one, to ``trust`` (2, K); the batch."""
-    counted = batch["weight"] > 0
-    label, weight = batch["label"][counted], batch["weight"][counted] / 100
+    """Add the weights of a batch's pixels of each class, and how many there are, to ``trust`` (2, K); the batch."""
+    label, weight = batch["label"].ravel(), batch["weight"].ravel() / 100
     for total, of_pixels in zip(trust, (weight, None), strict=True):
         total += np.bincount(label, of_pixels, 256)[1 : len(total) + 1]
     return batch

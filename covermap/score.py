@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ValidationError
 
 from covermap.accuracy import Scores, agreement, block_bootstrap, confusion_by_group
 from covermap.charts import draw_confusion
-from covermap.devices import reduced_precision, use_device
+from covermap.devices import use_device
 from covermap.errors import CoverageError, ModelError, ProductError
 from covermap.files import whole
 from covermap.grid import Grid
@@ -27,8 +28,8 @@ from covermap.inputs import must_mean
 from covermap.legend import EXCLUDED, NO_LABEL, Legend
 from covermap.loader import buffers_for, load
 from covermap.models.normalise import Normalised
-from covermap.predict import load_together
-from covermap.settings import Tiles
+from covermap.predict import free_steps, load_together, mean_probabilities
+from covermap.settings import Tiles, first_sentence
 from covermap.splits import cells_of
 from covermap.store import LABEL, WEIGHT, TileStore
 
@@ -104,7 +105,7 @@ def score_tiles(
     stores, places = dict(zip(blocks, packed, strict=True)), dict(zip(blocks, grids, strict=False))
     for split in HELD_OUT:
         store = TileStore(stores, index, split, list(nets[0].shapes))
-        must_mean(nets[0].meaning, store.meaning(nets[0].shapes), index, "the network learned from", nets[0].any_steps)
+        must_mean(nets[0].meaning, store.meaning(nets[0].shapes), index, "the network learned from", free_steps(nets))
         judged = guesses(nets, store, batch, device)
         counts = tally(store, judged, places, tiles.cell_pixels, len(keys), split)
         network[split] = told(counts, keys, seed, min_pixels)
@@ -121,9 +122,7 @@ def score_tiles(
 def guesses(nets: Sequence[Normalised], store: TileStore, batch: int, device: torch.device) -> Iterator[Judged]:
     """What networks together make of every tile of a store, in its order."""
     for arrays in load(store, np.arange(len(store)), buffers_for(store, batch, device)):
-        with reduced_precision(device):
-            mean = torch.stack([net.probabilities(arrays) for net in nets]).mean(0)  # (B, K, H, W), or (B, K)
-        best = mean.argmax(1) + 1
+        best = mean_probabilities(nets, arrays, device).argmax(1) + 1  # (B, H, W), or (B,)
         yield from map(Judged, *(values.cpu().numpy() for values in (best, arrays[LABEL], arrays[WEIGHT])))
 
 
@@ -219,12 +218,25 @@ def write_scores(path: Path, result: Mapping[str, Any]) -> None:
         part.write_text(text + "\n")
 
 
+class _Compared(BaseModel):
+    """What is used of the scores of a forest."""
+
+    overall: float
+    low: float | None
+    high: float | None
+    macro_f1: float | None
+    cells: dict[str, list[tuple[int, int, int]]]
+
+
 def _read_forest(path: Path) -> dict[str, Scores]:
     try:
         found = json.loads(path.read_text())
+        for split in HELD_OUT:
+            _Compared.model_validate(found[split])
         return {split: found[split] for split in HELD_OUT}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ProductError(f"forest {path} cannot be read ({error!r}): remove it and run again") from error
+        fault = first_sentence(error) if isinstance(error, ValidationError) else repr(error)
+        raise ProductError(f"forest {path} cannot be read ({fault}): remove it and run again") from error
 
 
 def in_short(scored: Scores) -> str:

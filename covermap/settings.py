@@ -23,18 +23,19 @@ from covermap.errors import SettingError
 from covermap.hubs import hub_file
 from covermap.mapbiomas import why_not
 from covermap.models import CLASS_WEIGHTS, INDICES, LOSSES, MODELS, OVERLAP_LOSSES
-from covermap.models.options import OPTIONS, Options
+from covermap.models.options import ENCODER, OPTIONS, Options
 from covermap.providers import PROVIDERS
 
 NAME, CRS, ADDRESS = r"^[a-z][a-z0-9_]*$", r"^EPSG:\d+$", r"^https?://[^\s?#@]+$"
 LANGUAGE = r"^[a-z]{2}$"
 MIN_PIXELS = 100  # a class with less than a hectare says nothing about the mean over classes
-START = r"^([a-z][a-z0-9_]*|(timm|torchgeo)/[A-Za-z0-9_.-]+)$"
+START = r"^([a-z][a-z0-9_]*|timm/[A-Za-z0-9_.-]+(@[0-9a-f]{40})?|torchgeo/[A-Za-z0-9_.-]+)$"
 PATTERNS = {
     ADDRESS: "the address of a service: https:// or http://, a host and a path, and no name, password or question",
     NAME: "a name of small letters, digits and underscores that begins with a letter",
     CRS: "EPSG: and a number, such as EPSG:32721",
     START: "the name of a model, or timm/ or torchgeo/ and the name of weights there",
+    ENCODER: "the name of an encoder of timm: letters, digits, underscores, dots and dashes",
     LANGUAGE: "the two small letters of a language, such as en or pt",
 }
 
@@ -132,6 +133,7 @@ Sensor = Literal["sentinel1", "sentinel2"]
 Sensors = Annotated[tuple[Sensor, ...], Field(min_length=1), Unique]
 Input = Literal["sentinel1", "sentinel2", "terrain"]
 Index = Literal[tuple(INDICES)]  # type: ignore[valid-type]
+Loss = Literal[tuple(LOSSES)]  # type: ignore[valid-type]
 Polarisation = Literal["VV", "VH", "HH", "HV"]
 Band = Literal["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12"]
 
@@ -139,7 +141,7 @@ Band = Literal["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B
 class Section(BaseModel):
     """A group of settings: unknown keys are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _odd(value: int) -> int:
@@ -906,7 +908,7 @@ class Training(Section):
     schedule: Literal["cosine", "plateau", "exponential", "constant"] = Field(
         "cosine",
         description="of the learning rate after warm-up; cosine: half a cosine to zero; plateau: halved where five "
-        "epochs brought nothing; exponential: from the tenth epoch on less by a tenth each, as Sefrin et al. (2021)",
+        "epochs brought nothing; exponential: from the twelfth epoch on less by a tenth each, as Sefrin et al. (2021)",
     )
     warm_up: float = Field(0.05, ge=0, lt=1, description="share of the first steps in which the rate grows from zero")
     weight_decay: float = Field(1e-2, ge=0, description="of AdamW; of the others an L2 penalty")
@@ -918,7 +920,7 @@ class Training(Section):
         None, ge=1, description="epochs without a better macro F1 on validation tiles after which training stops"
     )
     min_gain: float = Field(0, ge=0, lt=1, description="how much better the macro F1 must be to count for patience")
-    loss: Annotated[dict[Literal[tuple(LOSSES)], Annotated[float, Field(gt=0)]], Field(min_length=1)] = Field(  # type: ignore[valid-type]
+    loss: Annotated[dict[Loss, Annotated[float, Field(gt=0)]], Field(min_length=1)] = Field(  # type: ignore[valid-type]
         {"cross_entropy": 1.0}, description="shares of the losses that are added up"
     )
     focal_gamma: float = Field(2.0, gt=0, le=10, description="of the focal loss: how little easy pixels count")
@@ -954,6 +956,12 @@ class Training(Section):
     def of_overlap_alone(self) -> bool:
         """Whether each class counts alike in the loss, however many pixels it has."""
         return {*self.loss} <= {*OVERLAP_LOSSES}
+
+    @model_validator(mode="after")
+    def _has_patience(self) -> Self:
+        if self.min_gain and self.patience is None:
+            raise ValueError(f"min_gain is {self.min_gain}, but patience is not set: set it, or remove min_gain")
+        return self
 
     @model_validator(mode="after")
     def _suits_the_loss(self) -> Self:
@@ -1028,7 +1036,7 @@ class Model(Section):
         None,
         pattern=START,
         description="weights that training starts from: another model's, by its name, or an encoder's of a hub, such "
-        "as timm/resnet50.a1_in1k or torchgeo/resnet50_sentinel2_all_moco",
+        "as timm/resnet50.a1_in1k or torchgeo/resnet50_sentinel2_all_moco; of timm's, @ and a commit pin the file",
     )
     weights: Annotated[
         tuple[Name, ...], BeforeValidator(_one_or_more, json_schema_input_type=str | list[str]), Unique
@@ -1071,6 +1079,12 @@ class Model(Section):
             raise ValueError(
                 f"training.class_weights is {rule}, but tiles.balance is {balance}, so rare classes would count twice: "
                 "set one of the two to none"
+            )
+        cap = self.training.weight_cap
+        if self.class_weights == "none" and cap != Training.model_fields["weight_cap"].default:
+            raise ValueError(
+                f"training.weight_cap is {cap}, but no class weighs more than another: remove it, or set "
+                "training.class_weights"
             )
         return self
 
@@ -1116,6 +1130,7 @@ class Model(Section):
             )
         if missing := [sensor for sensor in needs if sensor not in self.sensors]:
             raise ValueError(f"sensors lacks {missing[0]}, which network {self.network} needs: add it")
+        self._must_have_the_encoder()
         sides = {"tiles.pixels": self.tiles.pixels, "prediction.window_pixels": self.prediction.window_pixels}
         for key, side in sides.items():
             if side % multiple:
@@ -1124,6 +1139,24 @@ class Model(Section):
                     f"{self.options} needs"
                 )
         return self
+
+    def _must_have_the_encoder(self) -> None:
+        """Refuse weights of a hub that are of no encoder of the network, by their name."""
+        hub, _, name = (self.start_from or "").partition("/")
+        if not name:
+            return
+        encoder = getattr(self.network_options, "encoder", None)
+        if encoder is None:
+            raise ValueError(
+                f"start_from is {self.start_from}, weights of an encoder, which network {self.network} has not: take "
+                "network segmenter or classifier, or start from another model"
+            )
+        bare = encoder.partition(".")[0]
+        if not (name.partition("@")[0].partition(".")[0] == bare if hub == "timm" else name.startswith(f"{bare}_")):
+            raise ValueError(
+                f"start_from is {self.start_from}, but options.encoder is {encoder}: take the encoder that the weights "
+                "are of"
+            )
 
 
 class Simulator(Section):

@@ -402,9 +402,10 @@ def _reflectance(
 def _scene_classes(views: Sequence[View], rows: Grid) -> np.ndarray:
     """The SCL class, from 1 on, that most views have, of equally many the lowest: int16 (y, x), -32768 where none."""
     most, out = np.zeros(rows.shape, np.int32), np.full(rows.shape, NO_TERRAIN, np.int16)
-    classes = np.array([view.read(rows, ["SCL"], nearest=True)[0] for view in views]).reshape(-1, *rows.shape)
-    for number in range(1, SCENE_CLASSES + 1):
-        count = (classes == number).sum(0, dtype=np.int32)
+    counts = np.zeros((SCENE_CLASSES + 1, *rows.shape), np.int32)
+    for view in views:
+        counts += view.read(rows, ["SCL"], nearest=True)[0] == np.arange(len(counts))[:, None, None]
+    for number, count in enumerate(counts[1:], 1):
         out[count > most] = number
         np.maximum(most, count, out=most)
     return out

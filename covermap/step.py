@@ -18,7 +18,13 @@ from covermap.errors import CovermapError
 FOR_SNAKEMAKE = {"version", "listing", "sources", "stamp"}  # reruns or orders jobs, but no argument
 SEQUENCES = ("list", "tuple")  # how the annotations of arguments begin that may well be empty
 RESOURCES = {"mem_mb", "runtime"}  # of a job that a step is told of
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd")  # of NVIDIA's and of AMD's
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+def has_gpu() -> bool:
+    """Whether jobs see a GPU, by its driver alone: torch is slow to import, and the workflow is read often."""
+    return any(map(os.path.exists, GPU_DRIVERS)) and os.getenv("CUDA_VISIBLE_DEVICES") not in ("", "-1")
 
 
 def run(step: Callable[..., None], snakemake: Any) -> None:

@@ -26,17 +26,17 @@ from tqdm import tqdm
 
 from covermap.accuracy import scores
 from covermap.augment import generator, symmetry, vary
-from covermap.checkpoint import State, load_state, save_state
-from covermap.devices import on_all_devices, use_device
+from covermap.checkpoint import State, load_outcome, load_state, not_finite, save_state
+from covermap.devices import alone_on, on_all_devices, use_device
 from covermap.errors import ModelError
 from covermap.events import event_file
 from covermap.files import unfinished, whole
 from covermap.inputs import KEYS, Meaning
-from covermap.loader import Buffers, batches, buffers_for, draw, load, share_of, timed
-from covermap.losses import TINY, targets, tile_loss
+from covermap.loader import Buffers, batches, buffers_for, draw, load, on_device, share_of, timed
+from covermap.losses import TINY, basis, targets, tile_loss
 from covermap.memory import is_out_of_memory, what_fits
 from covermap.models.outputs import outputs_of
-from covermap.prepare import Shapes, digest, first_state, input_shapes, labelled_pixels, must_choose, not_finite
+from covermap.prepare import Shapes, digest, first_state, input_shapes, labelled_pixels, must_choose
 from covermap.recipe import best_epoch, is_over, learning_rate, update_average
 from covermap.settings import Model, Training
 from covermap.store import TileStore
@@ -142,31 +142,55 @@ def teach(
     meaning: Meaning,
 ) -> None:
     """Train from the checkpoint in the folder ``parts`` on; the last one and the best weights are there at the end."""
-    recipe, latest, writes = model.training, parts / "latest.pt", fabric.is_global_zero
+    recipe, latest = model.training, parts / "latest.pt"
     state = load_state(latest, build(model, shapes, len(classes), meaning), recipe)
-    module = put_on_device(fabric, state, recipe)
-    keep = partial(save_state, latest, state) if writes else _nothing
+    keep = partial(save_state, latest, state) if fabric.is_global_zero else _nothing
     if state.rows or state.losses:
         log.info("resumed after %d epochs and %d steps", len(state.rows), len(state.losses))
     try:
-        buffers = buffers_for(training, math.ceil(recipe.batch / fabric.world_size), fabric.device)
-        job = Job(fabric, module, state, model, buffers, keep)
-        with event_file(parts / "events.tfevents", state.rows) if writes else nullcontext(_nothing) as tell:
-            while not is_over(recipe, state.rows):
-                run_epoch(job, training)
-                confusion = end_epoch(job, training, validation)
-                if best_epoch(state.rows) == len(state.rows):
-                    state.confusion = confusion
-                    if writes:
-                        save_weights(parts / "best.safetensors", state.shown, model, classes)
-                keep()
-                log.info(" ".join(f"{key} {value:.4g}" for key, value in state.rows[-1].items()))
-                tell(state.rows[-1])
-            return
+        return run_epochs(
+            Job(
+                fabric,
+                module=put_on_device(fabric, state, recipe),
+                state=state,
+                model=model,
+                buffers=buffers_for(training, math.ceil(recipe.batch / fabric.world_size), fabric.device),
+                keep=keep,
+            ),
+            *(parts, training, validation, classes),
+        )
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-    raise ModelError(what_fits(fabric, state, training, recipe))  # out of the block, whose traceback holds the memory
+    # Out of the block, whose traceback holds memory, and the job, whose hooks would wait for the other devices.
+    attempt = partial(step_alone, fabric.device, state, training, model)
+    raise ModelError(what_fits(attempt, fabric.device, recipe.batch, fabric.world_size))
+
+
+def run_epochs(job: Job, parts: Path, training: TileStore, validation: TileStore, classes: list[str]) -> None:
+    """Take the epochs that are left; the best weights so far are in the folder ``parts``."""
+    state, writes = job.state, job.fabric.is_global_zero
+    with event_file(parts / "events.tfevents", state.rows) if writes else nullcontext(_nothing) as tell:
+        while not is_over(job.model.training, state.rows):
+            run_epoch(job, training)
+            confusion = end_epoch(job, training, validation)
+            if best_epoch(state.rows) == len(state.rows):
+                state.confusion = confusion
+                if writes:
+                    save_weights(parts / "best.safetensors", state.shown, job.model, classes)
+            job.keep()
+            log.info(" ".join(f"{key} {value:.4g}" for key, value in state.rows[-1].items()))
+            tell(state.rows[-1])
+
+
+def step_alone(device: torch.device, state: State, training: TileStore, model: Model, tiles: int) -> None:
+    """Take a step of so many tiles on one device, for which no other is waited; the state is of no use afterwards."""
+    fabric = alone_on(device, model.training.precision == "auto")
+    module = put_on_device(fabric, state, model.training)
+    job = Job(fabric, module, state, model, Buffers(device, None, [], []), _nothing)
+    state.net.train()
+    state.optimiser.zero_grad(set_to_none=True)
+    take_step(job, on_device(training.batch(np.arange(tiles) % len(training)), device), 0, 1, True)
 
 
 def _nothing(*_: object) -> None:
@@ -238,13 +262,14 @@ def take_step(job: Job, batch: dict[str, Tensor], step: int, steps: int, counts:
     """Take a step with what this device has of a batch, which counts or only fills it up; the loss, on the device."""
     state, model, recipe = job.state, job.model, job.model.training
     chance = (model.seed, len(state.rows), step, job.fabric.global_rank)
-    torch.manual_seed(int(np.random.SeedSequence(chance).generate_state(1)[0]))  # for networks with dropout
+    seed_networks(*chance)
     batch = vary(batch, recipe.augment, state.net.shapes, generator(job.buffers.device, *chance), state.net.categories)
     for group in state.optimiser.param_groups:
         group["lr"] = learning_rate(recipe, state.rows, step, steps)
-    loss = tile_loss(outputs_of(job.module(batch)), batch, state.class_weight, recipe)
+    outputs = outputs_of(job.module(batch))
+    loss = tile_loss(outputs, batch, state.class_weight, recipe)
     if job.fabric.world_size > 1:
-        loss = loss * share_of_loss(job, batch, counts)
+        loss = loss * share_of_loss(job, basis(outputs, batch, state.class_weight, recipe) * counts)
     state.optimiser.zero_grad(set_to_none=True)
     job.fabric.backward(loss)
     if recipe.clip is not None:
@@ -255,27 +280,30 @@ def take_step(job: Job, batch: dict[str, Tensor], step: int, steps: int, counts:
     return loss.detach()
 
 
-def share_of_loss(job: Job, batch: dict[str, Tensor], counts: bool) -> Tensor:
+def seed_networks(seed: int, epoch: int, step: int, rank: int) -> None:
+    """Seed what networks draw in a step: on the CPU alike on all devices, such as dates, on a GPU each its own."""
+    common, own = (int(np.random.SeedSequence((seed, epoch, step, r)).generate_state(1)[0]) for r in (0, rank))
+    torch.manual_seed(common)
+    if rank:
+        torch.cuda.manual_seed(own)
+
+
+def share_of_loss(job: Job, mine: Tensor) -> Tensor:
     """What the loss of this device counts, so that the mean over the devices is the loss of the batch as a whole.
 
-    Exact for means over labelled pixels, which are those of one device as well; losses of overlap, and those of outputs
-    that see other pixels each, are means of those of the devices.
+    Exact for means over labelled pixels, and over the dates that saw them, which are those of one device as well;
+    losses of overlap are means of those of the devices.
+
+    Parameters
+    ----------
+    mine : what this device's loss is a mean over, a scalar.
     """
-    mine = basis(batch, job.state.class_weight, job.model.training) * counts
     return mine / over_devices(job.fabric, mine, "mean").clamp(min=TINY)
 
 
 def over_devices(fabric: Fabric, values: Tensor, how: str) -> Tensor:
     """Mean or sum over the devices."""
     return values if fabric.world_size == 1 else cast(Tensor, fabric.all_reduce(values.clone(), reduce_op=how))
-
-
-def basis(batch: dict[str, Tensor], class_weight: Tensor, recipe: Training) -> Tensor:
-    """What the loss of a batch is a mean over: the weight of its labels, or its pixels; a scalar."""
-    label, weight = targets(batch)
-    if recipe.normalise == "pixels":
-        return torch.tensor(float(label.numel()), device=label.device)
-    return torch.where(label >= 0, weight * class_weight[label.clamp(min=0)], 0).sum()
 
 
 def looked_at(job: Job, pending: list[Tensor]) -> list[float]:
@@ -329,7 +357,7 @@ def validate(job: Job, tiles: TileStore) -> tuple[Tensor, float]:
         with fabric.autocast():
             outputs = outputs_of(net(batch))
         outputs = [output._replace(logits=output.logits.float()) for output in outputs]
-        counted = basis(batch, class_weight, recipe).double()
+        counted = basis(outputs, batch, class_weight, recipe).double()
         total += torch.stack([tile_loss(outputs, batch, class_weight, recipe).double() * counted, counted])
         label, weight = targets(batch)
         guess = net.chosen(outputs).argmax(1)  # (B, H, W), or (B,) of patches
@@ -358,20 +386,20 @@ def finish(
     from covermap.charts import draw_curves  # matplotlib is slow to import
 
     net, _ = load_weights(parts / "best.safetensors", torch.device("cpu"))
-    state = load_state(parts / "latest.pt", net, model.training)
+    rows, confusion = load_outcome(parts / "latest.pt")
     with whole(training_log) as part, open(part, "w", newline="") as file:
         writer = csv.DictWriter(file, LOG_COLUMNS)
         writer.writeheader()
-        writer.writerows(state.rows)
+        writer.writerows(rows)
     summary = {
-        "best_epoch": best_epoch(state.rows),
+        "best_epoch": best_epoch(rows),
         "parameters": sum(values.numel() for values in net.parameters()),
         "without_training_pixels": unseen,
-        "validation": summary_of(state.confusion.numpy(), classes, model.min_pixels),
+        "validation": summary_of(confusion.numpy(), classes, model.min_pixels),
     }
     with whole(metrics) as part:
         part.write_text(json.dumps(summary, indent=2) + "\n")
-    draw_curves(state.rows, curves)
+    draw_curves(rows, curves)
     for source, output in ((parts / "events.tfevents", events), (parts / "best.safetensors", weights)):
         with whole(output) as part:
             shutil.copyfile(source, part)

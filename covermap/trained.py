@@ -6,12 +6,15 @@ import importlib
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
+from covermap.checkpoint import not_finite
 from covermap.errors import ModelError
 from covermap.files import whole
 from covermap.inputs import Meaning, index_pairs
@@ -19,7 +22,7 @@ from covermap.losses import evidence
 from covermap.models import MODELS
 from covermap.models.normalise import Normalised, seen_shapes
 from covermap.models.options import OPTIONS
-from covermap.settings import Model
+from covermap.settings import Model, first_sentence
 
 
 def build(model: Model, shapes: dict[str, tuple[int, int]], classes: int, meaning: Meaning) -> Normalised:
@@ -32,7 +35,8 @@ def build(model: Model, shapes: dict[str, tuple[int, int]], classes: int, meanin
     except TypeError as error:
         raise ModelError(f"network {model.network} cannot be built with options {model.options}: {error}") from error
     taught = partial(evidence, recipe=model.training)
-    return Normalised(network, shapes, classes, meaning, pairs, OPTIONS[model.network].any_steps, taught)
+    reduced = model.training.precision == "auto"
+    return Normalised(network, shapes, classes, meaning, pairs, OPTIONS[model.network].any_steps, taught, reduced)
 
 
 def save_weights(path: Path, net: Normalised, model: Model, classes: list[str]) -> None:
@@ -52,14 +56,42 @@ def save_weights(path: Path, net: Normalised, model: Model, classes: list[str]) 
 
 
 def load_weights(path: Path, device: torch.device) -> tuple[Normalised, list[str]]:
-    """A trained network and the keys of its classes."""
+    """A trained network and the keys of its classes.
+
+    Raises
+    ------
+    ModelError
+        The file cannot be read, or is none that rule train of this version wrote, or has a weight that is not finite.
+    """
+    header, state = read_weights(path)
+    shapes, classes = {key: tuple(shape) for key, shape in header["shapes"].items()}, header["classes"]
+    try:
+        net = build(Model(**header["model"]), shapes, len(classes), header["meaning"])
+        net.load_state_dict(state)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    if name := not_finite(net):
+        raise ModelError(f"weights {path} cannot be used, since {name} is not finite: remove the file and train again")
+    return net.to(device).eval(), classes
+
+
+def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header (model, shapes, meaning and classes) and tensors of a file of weights.
+
+    Raises
+    ------
+    ModelError
+        The file cannot be read.
+    """
     try:
         with safe_open(path, "pt") as file:
-            header = json.loads(file.metadata()["covermap"])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-        model, shapes, meaning, classes = (header[key] for key in ("model", "shapes", "meaning", "classes"))
+            found = json.loads(file.metadata()["covermap"])
+            header = {key: found[key] for key in ("model", "shapes", "meaning", "classes")}
+            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
     except Exception as error:
-        raise ModelError(f"weights {path} cannot be read ({error}): expected a file that rule train wrote") from error
-    net = build(Model(**model), {key: tuple(shape) for key, shape in shapes.items()}, len(classes), meaning)
-    net.load_state_dict(state)
-    return net.to(device).eval(), classes
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ModelError:
+    fault = first_sentence(error) if isinstance(error, ValidationError) else " ".join(str(error).split())
+    return ModelError(f"weights {path} cannot be read ({fault}): expected a file that rule train of this version wrote")

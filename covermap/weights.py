@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from covermap.errors import DownloadError, ModelError
 from covermap.hubs import HubFile, Scale, hub_file
-from covermap.inputs import CHANNELS
+from covermap.inputs import CHANNELS, Meaning
 from covermap.models.normalise import Normalised
+from covermap.trained import read_weights
 from covermap.transfer import fetch_file
 from covermap.web import place as where
 from covermap.web import request
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 ABSENT = {401, 403, 404}  # the hub answers 401 where there is no such repository
 POINTER = re.compile(r"version https://git-lfs\.github\.com/spec/v1\noid sha256:([0-9a-f]{64})\nsize (\d{1,18})\n")
+HALF = 0.5  # of a model's tensors that must fit: all but the first and last layer do, where bands and classes differ
 WHOLE = 0.9  # of an encoder's tensors that must be in a hub's file: some have neither head nor last normalisation
 
 State = dict[str, Tensor]
@@ -110,9 +112,10 @@ def start_weights(net: Normalised, path: Path, name: str) -> int:
     Raises
     ------
     ModelError
-        The file cannot be read, holds more than tensors, or is of another model.
+        The file cannot be read, holds more than tensors, or is of another model, or of one that learned from as many
+        bands, but others.
     """
-    loaded, of = _from_hub(net, path, name) if "/" in name else _from_model(net.network, path, name)
+    loaded, of = _from_hub(net, path, name) if "/" in name else _from_model(net, path, name)
     with torch.no_grad():
         for key, values in loaded.items():
             of[key].copy_(values)
@@ -124,16 +127,38 @@ def _some(names: set[str]) -> str:
     return ", ".join(sorted(names)[:8]) + (", ..." if len(names) > 8 else "") if names else "none"
 
 
-def _from_model(network: nn.Module, path: Path, name: str) -> tuple[State, State]:
+def _from_model(net: Normalised, path: Path, name: str) -> tuple[State, State]:
     """What fits of another model's weights, and the tensors that it goes into."""
-    prefix = "network."
-    state = {key.removeprefix(prefix): values for key, values in read_tensors(path).items() if key.startswith(prefix)}
+    header, tensors = read_weights(path)
+    _must_see_alike(net, header["meaning"], name)
+    log.info("%s learned the classes %s", name, ", ".join(header["classes"]))
+    network, prefix = net.network, "network."
+    state = {key.removeprefix(prefix): values for key, values in tensors.items() if key.startswith(prefix)}
     targets = [part.state_dict() for part in (network, network.get_submodule(getattr(network, "starts", "")))]
     fits = [{key: state[key] for key in of if key in state and state[key].shape == of[key].shape} for of in targets]
     loaded, of = max(zip(fits, targets, strict=True), key=lambda pair: len(pair[0]))
-    if not any(values.is_floating_point() and values.ndim for values in loaded.values()):
-        raise ModelError(f"start_from {name} has the weights of another model: no tensor of {path} fits the network")
+    if _weights_in(loaded) < HALF * min(_weights_in(state), _weights_in(of)):
+        raise ModelError(
+            f"start_from {name} has the weights of another model: of {_weights_in(state)} tensors of {path} only "
+            f"{_weights_in(loaded)} fit the network: start from a model of the same network and size"
+        )
     return loaded, of
+
+
+def _weights_in(state: State) -> int:
+    """Number of tensors that hold weights, and no counts."""
+    return sum(values.is_floating_point() and values.ndim > 0 for values in state.values())
+
+
+def _must_see_alike(net: Normalised, learned: Meaning, name: str) -> None:
+    """Refuse weights for as many bands of an input that are others, or in another order: they would fit and mislead."""
+    for key, axes in net.meaning.items():
+        mine, its = (axis.get(CHANNELS[key], []) for axis in (axes, learned.get(key, {})))
+        if mine != its and len(mine) == len(its):
+            raise ModelError(
+                f"start_from {name} learned from {CHANNELS[key]} {', '.join(its)} of {key}, this model sees "
+                f"{', '.join(mine)}: give it the same in the same order, or start from another model"
+            )
 
 
 def _from_hub(net: Normalised, path: Path, name: str) -> tuple[State, State]:
@@ -260,7 +285,8 @@ def read_tensors(path: Path) -> State:
         ) from None
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise ModelError(
-            f"weights {path} cannot be read ({error}): remove the file, so that it is made again"
+            f"weights {path} cannot be read ({str(error) or 'nothing is in it'}): remove the file, so that it is made "
+            "again"
         ) from error
     if not isinstance(state, dict):
         raise ModelError(f"weights {path} are no table of tensors by their names: take others")

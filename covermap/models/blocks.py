@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,21 @@ BLOCKS = (3, 4, 6, 3)  # of ResNet-50's stages 2 to 5
 Init = Callable[[Tensor], Tensor]
 
 
-def stacked_channels(shapes: dict[str, tuple[int, int]], masks: bool) -> int:
-    """How many channels ``stacked`` gives from inputs of steps and bands ``shapes``."""
-    of_masks = sum(1 if key in SHARED_MASKS else steps for key, (steps, _) in shapes.items())
-    return sum(steps * bands for steps, bands in shapes.values()) + masks * of_masks
+class Channel(NamedTuple):
+    """What a channel at the entrance of a network is: a band of a step of an input, or, without a band, a mask."""
+
+    key: str
+    step: int
+    band: int | None
+
+
+def layout(shapes: dict[str, tuple[int, int]], masks: bool) -> list[Channel]:
+    """What the channels of ``stacked`` are, in their order, from inputs of steps and bands ``shapes``."""
+    channels = []
+    for key, (steps, bands) in shapes.items():
+        channels += [Channel(key, step, band) for step in range(steps) for band in range(bands)]
+        channels += [Channel(key, step, None) for step in range(1 if key in SHARED_MASKS else steps) if masks]
+    return channels
 
 
 def stacked(inputs: dict[str, Tensor], valid: dict[str, Tensor], masks: bool) -> Tensor:
@@ -50,13 +62,32 @@ def stacked(inputs: dict[str, Tensor], valid: dict[str, Tensor], masks: bool) ->
 
 
 class Stacked(nn.Module):
-    """A network over the stacked steps and bands of its inputs, and over their masks where ``masks``."""
+    """A network over the stacked steps and bands of its inputs and over their masks: the ``parts`` of each, in a row.
+
+    Parameters
+    ----------
+    shapes
+        Steps and bands of each input, such as ``{"s1": (12, 2), "s2": (1, 10)}``.
+    classes
+        Number of classes K.
+    width
+        Channels w that those of all levels are in proportion to.
+    as_published
+        With the quirks of the published code; no masks.
+    """
 
     multiple = 32
 
-    def __init__(self, body: nn.Module, head: nn.Module, masks: bool) -> None:
+    def __init__(
+        self, shapes: dict[str, tuple[int, int]], classes: int, width: int = 64, as_published: bool = False
+    ) -> None:
         super().__init__()
-        self.body, self.head, self.masks = body, head, masks
+        self.masks = not as_published
+        self.body, self.head = self.parts(len(layout(shapes, self.masks)), classes, width, as_published)
+
+    def parts(self, channels: int, classes: int, width: int, as_published: bool) -> tuple[nn.Module, nn.Module]:
+        """Body and head: (B, channels, H, W) to features, and features to logits (B, K, H, W)."""
+        raise NotImplementedError
 
     def forward(self, inputs: dict[str, Tensor], valid: dict[str, Tensor]) -> Tensor:
         """Logits (B, K, H, W) from inputs (B, T, C, H, W), 0 where not valid, and valid (B, T, H, W), 0 to 1."""

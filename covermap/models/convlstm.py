@@ -77,7 +77,8 @@ class ConvLSTM(nn.Module):
         flat = x.permute(1, 0, 3, 4, 2).contiguous().flatten(0, 1).permute(0, 3, 1, 2)  # (T*B, C, H, W), channels last
         entered = self.enter(flat).split(len(x))  # T times (B, 4*hidden, H, W)
         drop = self.dropper(entered[0].chunk(4, 1)[0], self.recurrent_dropout)
-        state = cell = entered[0].new_zeros(())  # of any shape: before the first step both are zero
+        state = entered[0].new_zeros(())  # of any shape: before the first step both are zero
+        cell = state.to(torch.promote_types(state.dtype, torch.float32))
         steps = range(x.shape[1])
         for step in reversed(steps) if self.backwards else steps:
             gates = entered[step] + self.recur(drop(state)) if state.ndim else entered[step]
@@ -89,10 +90,14 @@ class ConvLSTM(nn.Module):
         return state
 
     def advance(self, gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden and cell state (B, hidden, H, W) after a step, from its gates (B, 4*hidden, H, W)."""
+        """Hidden and cell state (B, hidden, H, W) after a step, from its gates (B, 4*hidden, H, W).
+
+        The cell state is a sum over the steps, in which the rounding of bfloat16 would add up: it stays in float32.
+        """
         enter, forget, new, leave = gates.chunk(4, 1)
-        cell = self.gate(forget) * cell + self.gate(enter) * self.activation(new)
-        return self.gate(leave) * self.activation(cell), cell
+        more = self.gate(enter) * self.activation(new)
+        cell = self.gate(forget) * cell + more.to(cell.dtype)
+        return (self.gate(leave) * self.activation(cell)).to(gates.dtype), cell
 
     def dropper(self, like: Tensor, share: float) -> Function:
         """What drops a share of the values in training, the same ones in each call."""

@@ -18,57 +18,42 @@ from covermap.models.blocks import (
     conv,
     deconv,
     he_normal,
+    layout,
     stacked,
-    stacked_channels,
     stage,
 )
 from covermap.models.convlstm import ConvLSTM, Function, hard_sigmoid
 from covermap.models.deepforest_peers import SixLevels
-from covermap.models.outputs import Answer, Output
+from covermap.models.outputs import Output
 
 SHARES = {"fused": 1.0, "s1": 0.3, "s2": 0.7}  # of the loss, of a network with two branches
 
 
 class DeepForest1a(Stacked):
-    """One fusion, of stages 4 and 5.
+    """One fusion, of stages 4 and 5. As published, its ConvLSTM has hard sigmoids."""
 
-    Parameters
-    ----------
-    shapes, classes
-        As in :class:`covermap.models.unet.Unet`.
-    width
-        Channels of the first level of the encoder.
-    as_published
-        No masks, hard sigmoids in the ConvLSTM, and see :class:`covermap.models.blocks.Encoder`.
-    """
-
-    def __init__(
-        self, shapes: dict[str, tuple[int, int]], classes: int, width: int = 64, as_published: bool = False
-    ) -> None:
-        body = OneFusion(stacked_channels(shapes, not as_published), width, as_published)
+    def parts(self, channels: int, classes: int, width: int, as_published: bool) -> tuple[nn.Module, nn.Module]:
+        """The encoder with its fusion, and deconvolutions up to the full size."""
+        body = OneFusion(channels, width, as_published)
         head = rising(2 * width, 4 * width, [2 * width, 2 * width])
-        super().__init__(body, nn.Sequential(*head, conv(2 * width, classes)), masks=not as_published)
+        return body, nn.Sequential(*head, conv(2 * width, classes))
 
 
 class DeepForest1b(Stacked):
-    """Two fusions, of stages 3 and 4, and of the outcome and stage 5; parameters as of ``DeepForest1a``."""
+    """Two fusions, of stages 3 and 4, and of the outcome and stage 5. As published, with hard sigmoids."""
 
-    def __init__(
-        self, shapes: dict[str, tuple[int, int]], classes: int, width: int = 64, as_published: bool = False
-    ) -> None:
-        body = TwoFusions(stacked_channels(shapes, not as_published), width, as_published)
-        head = rising(2 * width, 2 * width, [2 * width])
-        super().__init__(body, nn.Sequential(*head, conv(2 * width, classes)), masks=not as_published)
+    def parts(self, channels: int, classes: int, width: int, as_published: bool) -> tuple[nn.Module, nn.Module]:
+        """The encoder with its fusions, and a deconvolution to the full size."""
+        body = TwoFusions(channels, width, as_published)
+        return body, nn.Sequential(*rising(2 * width, 2 * width, [2 * width]), conv(2 * width, classes))
 
 
 class DeepForest1c(Stacked):
     """``DeepForest1b`` with dilated convolutions side by side as its head."""
 
-    def __init__(
-        self, shapes: dict[str, tuple[int, int]], classes: int, width: int = 64, as_published: bool = False
-    ) -> None:
-        body = TwoFusions(stacked_channels(shapes, not as_published), width, as_published)
-        super().__init__(body, Pyramid(2 * width, classes), masks=not as_published)
+    def parts(self, channels: int, classes: int, width: int, as_published: bool) -> tuple[nn.Module, nn.Module]:
+        """The encoder with its fusions, and the convolutions."""
+        return TwoFusions(channels, width, as_published), Pyramid(2 * width, classes)
 
 
 class OneFusion(nn.Module):
@@ -157,7 +142,7 @@ class TwoBranches(nn.Module):
     Parameters
     ----------
     shapes, classes, width
-        As in ``DeepForest1a``.
+        As in :class:`covermap.models.blocks.Stacked`.
     branch
         Of Sentinel-2: (B, channels, H, W) to (B, features, H, W).
     features
@@ -194,30 +179,29 @@ class TwoBranches(nn.Module):
         self.s2_head = conv(features, classes)
         self.fused_head = conv(features + width, classes)
 
-    def forward(self, inputs: dict[str, Tensor], valid: dict[str, Tensor]) -> Answer:
-        """Logits (B, K, H, W) of both together and, in training, also those of each, with their shares of the loss.
+    def forward(self, inputs: dict[str, Tensor], valid: dict[str, Tensor]) -> list[Output]:
+        """Logits (B, K, H, W) of both together, which make the map, and of each, with their shares of the loss.
 
-        The inputs are (B, T, C, H, W), 0 where not valid, and valid (B, T, H, W), 0 to 1.
+        Those of each are there in validation too, so that its loss is that of training. The inputs are (B, T, C, H, W),
+        0 where not valid, and valid (B, T, H, W), 0 to 1.
         """
         state = self.s1(inputs["s1"], valid["s1"] if self.masks else None)  # (B, width, H, W)
         features = self.s2(stacked({"s2": inputs["s2"]}, valid, self.masks))  # (B, features, H, W)
         fused = self.fused_head(torch.cat([features, state], 1))  # (B, K, H, W)
-        if not self.training:
-            return fused
         logits = {"fused": fused, "s1": self.s1_head(state), "s2": self.s2_head(features)}
-        return [Output(logits[name], share) for name, share in SHARES.items()]
+        return [Output(logits[name], share, votes=name == "fused") for name, share in SHARES.items()]
 
 
 class DeepForest2a(TwoBranches):
     """Two branches, Sentinel-2's the U-Net :class:`covermap.models.deepforest_peers.SixLevels`.
 
-    Its K maps are the features. Parameters as of ``DeepForest1a``, and what is published, of ``TwoBranches`` too.
+    Its K maps are the features. Parameters as of ``TwoBranches``.
     """
 
     def __init__(
         self, shapes: dict[str, tuple[int, int]], classes: int, width: int = 64, as_published: bool = False
     ) -> None:
-        channels = stacked_channels({"s2": shapes["s2"]}, not as_published)
+        channels = len(layout({"s2": shapes["s2"]}, masks=not as_published))
         unet = SixLevels(channels, classes, width, as_published)
         super().__init__(shapes, classes, width, unet, classes, as_published)
 
@@ -228,7 +212,7 @@ class DeepForest2b(TwoBranches):
     Parameters
     ----------
     shapes, classes, width
-        As in ``DeepForest1a``.
+        As in :class:`covermap.models.blocks.Stacked`.
     branch
         ``1b`` as the paper's text says, or ``1a`` as the published code has it.
     as_published
@@ -243,7 +227,7 @@ class DeepForest2b(TwoBranches):
         branch: Literal["1a", "1b"] = "1b",
         as_published: bool = False,
     ) -> None:
-        channels = stacked_channels({"s2": shapes["s2"]}, not as_published)
+        channels = len(layout({"s2": shapes["s2"]}, masks=not as_published))
         body: nn.Module
         if branch == "1b":
             body, rise = TwoFusions(channels, width, as_published), rising(2 * width, 2 * width, [width])

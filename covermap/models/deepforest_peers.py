@@ -17,7 +17,6 @@ from covermap.models.blocks import (
     glorot_normal,
     lecun_normal,
     prepare,
-    stacked_channels,
     stage,
 )
 
@@ -25,22 +24,15 @@ from covermap.models.blocks import (
 class WideUnet(Stacked):
     """The U-Net: six levels of 6 x 6 convolutions.
 
-    Parameters
-    ----------
-    shapes, classes
-        As in :class:`covermap.models.unet.Unet`.
-    width
-        Channels of the fourth and fifth level; the others have 1/8, 1/2, 1/2 and, the lowest, 2 times as many.
-    as_published
-        No masks, see ``SixLevels``, and a sigmoid of each class. Keras' cross-entropy divides its outputs by their sum,
-        so their logarithms are the logits of the published loss; the best class is the same with and without it.
+    The fourth and fifth level have w channels, the others 1/8, 1/2, 1/2 and, the lowest, 2 times as many. As published
+    it ends in a sigmoid of each class. Keras' cross-entropy divides its outputs by their sum, so their logarithms are
+    the logits of the published loss; the best class is the same with and without it.
     """
 
-    def __init__(
-        self, shapes: dict[str, tuple[int, int]], classes: int, width: int = 64, as_published: bool = False
-    ) -> None:
-        body = SixLevels(stacked_channels(shapes, not as_published), classes, width, as_published)
-        super().__init__(body, nn.LogSigmoid() if as_published else nn.Identity(), masks=not as_published)
+    def parts(self, channels: int, classes: int, width: int, as_published: bool) -> tuple[nn.Module, nn.Module]:
+        """All levels, and what the scores become."""
+        body = SixLevels(channels, classes, width, as_published)
+        return body, nn.LogSigmoid() if as_published else nn.Identity()
 
 
 class SixLevels(nn.Module):
@@ -91,28 +83,15 @@ def level(channels: int, width: int, bias: bool) -> nn.Module:
 
 
 class DeepLab(Stacked):
-    """The DeepLab: three complete last stages of ResNet-50 side by side, dilated 6, 12 and 18 times.
-
-    Parameters
-    ----------
-    shapes, classes
-        As in :class:`covermap.models.unet.Unet`.
-    width
-        Channels of the first level of the encoder.
-    as_published
-        No masks, and see :class:`covermap.models.blocks.Encoder`.
-    """
+    """The DeepLab: three complete last stages of ResNet-50 side by side, dilated 6, 12 and 18 times."""
 
     multiple = 8
 
-    def __init__(
-        self, shapes: dict[str, tuple[int, int]], classes: int, width: int = 64, as_published: bool = False
-    ) -> None:
-        body = Atrous(stacked_channels(shapes, not as_published), classes, width, as_published)
-        head = nn.Sequential(
-            conv(classes + 3 * 32 * width, classes), nn.Upsample(scale_factor=8, mode="bilinear", align_corners=False)
-        )
-        super().__init__(body, head, masks=not as_published)
+    def parts(self, channels: int, classes: int, width: int, as_published: bool) -> tuple[nn.Module, nn.Module]:
+        """The encoder with its three last stages, and logits enlarged to the full size."""
+        body = Atrous(channels, classes, width, as_published)
+        enlarge = nn.Upsample(scale_factor=8, mode="bilinear", align_corners=False)
+        return body, nn.Sequential(conv(classes + 3 * 32 * width, classes), enlarge)
 
 
 class Atrous(nn.Module):

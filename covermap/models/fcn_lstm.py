@@ -98,7 +98,8 @@ class FcnLstm(nn.Module):
     width
         Channels of the first level of the FCN's encoder; a side of the input is a multiple of 32.
     draw
-        So many dates are drawn in each training step, the same ones for the whole batch, and kept in their order.
+        So many dates are drawn in each training step, the same ones for the whole batch, and kept in their order: by
+        the generator of the CPU, which all devices seed alike.
     as_published
         K states, which are the scores: a softmax over the classes is the activation, hard sigmoids are the gates, and
         dates that were not seen count like others. Else the state is wider, its activation is tanh, a 1 x 1

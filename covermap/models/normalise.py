@@ -26,7 +26,8 @@ class Normalised(nn.Module):
     of inputs in ``any_steps``, whose steps may be of other dates and numbers elsewhere, are one for all (1, C + I).
     Channels that hold classes, of the layer scl, are not normalised: the network sees them as 0 and 1 of each class.
     ``log_weights`` (K,) are the logarithms of the loss's class weights. ``evidence`` makes logits of a network that did
-    not learn by cross-entropy comparable to them; none: they are.
+    not learn by cross-entropy comparable to them; none: they are. ``reduced`` is whether it may be computed in
+    bfloat16.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Normalised(nn.Module):
         pairs: Pairs,
         any_steps: Sequence[str] = (),
         evidence: Callable[[Tensor], Tensor] | None = None,
+        reduced: bool = True,
     ) -> None:
         super().__init__()
         self.network = network
@@ -47,6 +49,7 @@ class Normalised(nn.Module):
         self.any_steps = tuple(any_steps)
         self.categories = categories_of(meaning)
         self.evidence = evidence
+        self.reduced = reduced
         for key, (steps, bands) in with_indices(shapes, pairs).items():
             shape = (1 if key in any_steps else steps, bands)
             self.register_buffer(f"{key}_mean", torch.zeros(shape))
@@ -88,6 +91,7 @@ class Normalised(nn.Module):
 
     def chosen(self, outputs: list[Output]) -> Tensor:
         """The same from what the network gave."""
+        outputs = [output for output in outputs if output.votes]
         if self.evidence is not None:
             outputs = [output._replace(logits=self.evidence(output.logits)) for output in outputs]
         return vote(outputs, self.log_weights, getattr(self.network, "voting", "mean") == "majority")

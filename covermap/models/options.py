@@ -18,16 +18,18 @@ class Options(BaseModel):
     needs: ClassVar[tuple[str, ...]] = ()  # those that it cannot do without
     any_steps: ClassVar[tuple[str, ...]] = ()  # inputs of which it takes any number of steps, all alike
     of_patches: ClassVar[bool] = False  # whether it gives a class to a patch, not to each pixel
+    halvings: ClassVar[int] = 0  # of the side, on the way to its lowest level
+    reach_pixels: ClassVar[int] = 0  # by way of the lowest level, where the way is longest; whatever the width
 
     @property
     def multiple(self) -> int:
         """What a side of the network's input must be a multiple of [px]."""
-        return 1
+        return 2**self.halvings
 
     @property
     def margin_pixels(self) -> int:
         """How far from a pixel lies the last input that its class depends on, but for means over a window [px]."""
-        return 0
+        return self.reach_pixels
 
 
 class UnetOptions(Options):
@@ -50,22 +52,13 @@ class UnetOptions(Options):
 class DeepForestOptions(Options):
     """See :mod:`covermap.models.deepforest`."""
 
-    reach_pixels: ClassVar[int] = 284  # by way of the lowest stage, where the way is longest; whatever the width
+    halvings: ClassVar[int] = 5
+    reach_pixels: ClassVar[int] = 284
 
     width: int = Field(
         64, ge=8, le=128, multiple_of=8, description="channels that all others are in proportion to; 64 as published"
     )
     as_published: bool = Field(False, description="with the quirks of the published code, for comparison")
-
-    @property
-    def multiple(self) -> int:
-        """The encoder halves the side five times."""
-        return 32
-
-    @property
-    def margin_pixels(self) -> int:
-        """As far as the network looks."""
-        return self.reach_pixels
 
 
 class DeepForest1bOptions(DeepForestOptions):
@@ -89,17 +82,14 @@ class WideUnetOptions(DeepForestOptions):
 class DeepLabOptions(DeepForestOptions):
     """See :class:`covermap.models.deepforest_peers.DeepLab`."""
 
+    halvings: ClassVar[int] = 3
     reach_pixels: ClassVar[int] = 588
 
-    @property
-    def multiple(self) -> int:
-        """The encoder halves the side three times."""
-        return 8
 
-
-class DeepForest2Options(WideUnetOptions):
+class DeepForest2Options(DeepForestOptions):
     """See :class:`covermap.models.deepforest.DeepForest2a`."""
 
+    reach_pixels: ClassVar[int] = 785  # that of the U-Net
     needs: ClassVar[tuple[str, ...]] = ("sentinel1", "sentinel2")
     takes: ClassVar[tuple[str, ...]] = ("sentinel1", "sentinel2")
 
@@ -123,19 +113,11 @@ class DatesOptions(Options):
     takes: ClassVar[tuple[str, ...]] = ("sentinel2",)
     needs: ClassVar[tuple[str, ...]] = ("sentinel2",)
     any_steps: ClassVar[tuple[str, ...]] = ("s2",)
+    halvings: ClassVar[int] = 5
+    reach_pixels: ClassVar[int] = 276
 
     width: int = Field(64, ge=8, le=128, multiple_of=8, description="channels of the first level of the encoder")
     as_published: bool = Field(False, description="with the quirks of the published code, for comparison")
-
-    @property
-    def multiple(self) -> int:
-        """The encoder halves the side five times."""
-        return 32
-
-    @property
-    def margin_pixels(self) -> int:
-        """By way of the lowest level, whose pixels are 32 wide, where the way is longest; whatever the width."""
-        return 276
 
 
 class FcnOptions(DatesOptions):
@@ -156,26 +138,19 @@ class FcnLstmOptions(DatesOptions):
     @property
     def margin_pixels(self) -> int:
         """A pixel further for every date. ASSUME: two dozen, where none are drawn; the number is the area's."""
-        return super().margin_pixels + (self.draw or 24)
+        return self.reach_pixels + (self.draw or 24)
 
 
 class SegmenterOptions(Options):
     """See :class:`covermap.models.zoo.Segmenter`."""
 
+    halvings: ClassVar[int] = 5
+    reach_pixels: ClassVar[int] = 1024  # the largest tile: deep encoders, and attention, see the whole of any tile
+
     architecture: Literal["unet", "unetplusplus", "deeplabv3plus", "fpn", "segformer", "upernet", "dpt"] = Field(
         "unet", description="what is built on the encoder"
     )
     encoder: str = Field("resnet34", pattern=ENCODER, description="an encoder of timm, by its name there")
-
-    @property
-    def multiple(self) -> int:
-        """Encoders halve the side five times."""
-        return 32
-
-    @property
-    def margin_pixels(self) -> int:
-        """The side of the largest tile: deep encoders, and those with attention, see the whole of any tile."""
-        return 1024
 
 
 class ClassifierOptions(Options):

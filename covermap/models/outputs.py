@@ -9,12 +9,15 @@ from torch import Tensor
 
 
 class Output(NamedTuple):
-    """Scores of a branch, or of a date."""
+    """Scores of a branch, or of a date: those that say what they saw are samples of one kind."""
 
     logits: Tensor  # (B, K, H, W), or (B, K) of patches
     share: float = 1.0  # of the loss, and of the vote
     seen: Tensor | None = None  # (B, H, W), 0 to 1: pixels that this output can tell of; none: all
+    votes: bool = True  # else it is only taught
 
+
+TIE = 1e-3  # what probabilities count beside the voices of a majority
 
 Answer = Tensor | list[Output]
 
@@ -29,16 +32,18 @@ def vote(outputs: list[Output], log_prior: Tensor, by_majority: bool) -> Tensor:
 
     Parameters
     ----------
-    outputs : each counts by its share and by what it has seen; where none has seen anything, all count alike.
+    outputs : those that vote count by their share and by what they have seen; where none has seen anything, all alike.
     log_prior : (K,), subtracted from the logits.
-    by_majority : each output gives its whole voice to its best class; else the mean of probabilities counts.
+    by_majority : each output gives its voice to its best class, but for a thousandth, by which the mean of
+        probabilities decides between classes with as many voices; else that mean alone counts.
     """
+    outputs = [output for output in outputs if output.votes]
     voices = []
     for output in outputs:
         prior = log_prior.view(1, -1, *[1] * (output.logits.ndim - 2))  # (1, K, 1, 1) or (1, K)
         voice = (output.logits.float() - prior).softmax(1)
         if by_majority:
-            voice = torch.zeros_like(voice).scatter_(1, voice.argmax(1, keepdim=True), 1)
+            voice = torch.lerp(torch.zeros_like(voice).scatter_(1, voice.argmax(1, keepdim=True), 1), voice, TIE)
         voices.append(voice)
     if len(voices) == 1:
         return voices[0]

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from covermap.models.blocks import stacked, stacked_channels
+from covermap.models.blocks import layout, stacked
 
 
 class Unet(nn.Module):
@@ -35,7 +35,7 @@ class Unet(nn.Module):
         super().__init__()
         self.multiple = 2**depth
         widths = [width * 2**level for level in range(depth + 1)]
-        self.enter = nn.Conv2d(stacked_channels(shapes, masks=True), width, 1)
+        self.enter = nn.Conv2d(len(layout(shapes, masks=True)), width, 1)
         self.encoder = nn.ModuleList([Block(width, width)])
         self.encoder.extend(Block(a, b) for a, b in pairwise(widths))
         self.reduce = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(widths))

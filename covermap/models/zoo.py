@@ -13,13 +13,13 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from covermap.errors import ModelError
-from covermap.models.blocks import SHARED_MASKS
+from covermap.models.blocks import layout, stacked
 
 # Architectures by their classes in segmentation_models_pytorch:
 # Ronneberger et al. 2015, doi:10.1007/978-3-319-24574-4_28; Zhou et al. 2018, doi:10.1007/978-3-030-00889-5_1;
@@ -42,14 +42,6 @@ WHERE_KNOWN = {**ANY_SIDE, "zero_init_last": False}
 OPERATORS = ("nms", "qnms")
 
 _DECLARED: list[torch.library.Library] = []  # what is declared ends with its library
-
-
-class Channel(NamedTuple):
-    """What a channel at the entrance of an encoder is: a band of a step of an input, or, without a band, a mask."""
-
-    key: str
-    step: int
-    band: int | None
 
 
 class Segmenter(nn.Module):
@@ -77,7 +69,7 @@ class Segmenter(nn.Module):
     ) -> None:
         super().__init__()
         self.multiple = 32
-        self.layout = layout(shapes)
+        self.layout = layout(shapes, masks=True)
         self.net = _segmenter(architecture, encoder, len(self.layout), classes)
 
     @property
@@ -87,7 +79,7 @@ class Segmenter(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor], valid: dict[str, Tensor]) -> Tensor:
         """Logits (B, K, H, W) from inputs (B, T, C, H, W), 0 where not valid, and valid (B, T, H, W), 0 to 1."""
-        return _even_of_one(self.net, stacked(inputs, valid))
+        return _even_of_one(self.net, stacked(inputs, valid, masks=True))
 
 
 class Classifier(nn.Module):
@@ -98,7 +90,7 @@ class Classifier(nn.Module):
 
     def __init__(self, shapes: dict[str, tuple[int, int]], classes: int, encoder: str = "resnet50") -> None:
         super().__init__()
-        self.layout = layout(shapes)
+        self.layout = layout(shapes, masks=True)
         _must_know(encoder)
         what = f"a classifier cannot be built on encoder {encoder}"
         extras = _extras(encoder, what)
@@ -108,26 +100,7 @@ class Classifier(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor], valid: dict[str, Tensor]) -> Tensor:
         """Logits (B, K) from inputs (B, T, C, H, W), 0 where not valid, and valid (B, T, H, W), 0 to 1."""
-        return _even_of_one(self.encoder, stacked(inputs, valid))
-
-
-def layout(shapes: dict[str, tuple[int, int]]) -> list[Channel]:
-    """What the channels of ``stacked`` are, in their order."""
-    channels = []
-    for key, (steps, bands) in shapes.items():
-        channels += [Channel(key, step, band) for step in range(steps) for band in range(bands)]
-        channels += [Channel(key, step, None) for step in range(1 if key in SHARED_MASKS else steps)]
-    return channels
-
-
-def stacked(inputs: dict[str, Tensor], valid: dict[str, Tensor]) -> Tensor:
-    """Steps, bands and masks of all inputs (B, T, C, H, W) as the channels of one image (B, channels, H, W)."""
-    layers = []
-    for key, values in inputs.items():
-        seen = valid[key].to(values.dtype)  # (B, T, H, W)
-        layers.append(values.flatten(1, 2))  # (B, T*C, H, W)
-        layers.append(seen.mean(1, keepdim=True) if key in SHARED_MASKS else seen)  # (B, 1 or T, H, W)
-    return torch.cat(layers, 1)
+        return _even_of_one(self.encoder, stacked(inputs, valid, masks=True))
 
 
 def _even_of_one(net: nn.Module, image: Tensor) -> Tensor:

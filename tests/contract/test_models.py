@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from covermap.errors import CoverageError
+from covermap.errors import CoverageError, ModelError
 from covermap.inputs import DAY, KEYS, NODATA, index_pairs
 from covermap.models import MODELS
 from covermap.models.normalise import Normalised, channel_statistics
 from covermap.models.options import OPTIONS
 from covermap.models.outputs import outputs_of
+from covermap.prepare import must_divide
 from covermap.settings import Model
 from covermap.trained import build, load_weights, save_weights
 
@@ -92,6 +93,33 @@ def test_it_scores_every_pixel(net):
     least = getattr(net.network, "multiple", 32)
     for sides in ((64, 64), (96, 64), (least, 3 * least)):
         assert net.probabilities(seen_by(net, inputs(*sides))).shape == size(net, *sides)
+
+
+def test_sides_that_it_cannot_take_are_refused_and_odd_ones_are_taken_where_it_can(net):
+    multiple = getattr(net.network, "multiple", 1)
+    odd = [3 * multiple, multiple * (65 // multiple | 1)]
+    for side in odd:
+        must_divide(side, net)
+    assert net.probabilities(seen_by(net, inputs(*odd))).shape == size(net, *odd)
+    for side in (odd[0] + 1, odd[0] - 1) if multiple > 1 else ():
+        with pytest.raises(ModelError, match=f"tiles are {side} px a side, but the network takes multiples"):
+            must_divide(side, net)
+
+
+def test_it_can_be_exported(net):
+    """As a graph without Python, which says the same of other tiles."""
+    one, other = (seen_by(net, inputs(seed=seed)) for seed in (0, 1))
+    exported = torch.export.export(like_real(net), (one,)).module()
+    found = torch.stack([output.logits for output in outputs_of(exported(other))])
+    torch.testing.assert_close(found, answers(net, other), atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_learned_in_training_is_what_is_validated(net):
+    """The same outputs with the same shares, so that both losses are of one kind."""
+    given = seen_by(net, inputs())
+    both = [outputs_of(net.train(training)(given)) for training in (True, False)]
+    kinds = [[(output.share, output.votes, output.seen is None) for output in outputs] for outputs in both]
+    assert kinds[0] == kinds[1] and any(votes for _, votes, _ in kinds[0])
 
 
 def test_every_output_of_training_is_scored(net):
@@ -237,7 +265,8 @@ def test_statistics_of_indices_are_those_of_where_their_bands_were_seen():
 
 def test_probabilities_are_taken_back_to_the_training_prevalence(net):
     prior = torch.arange(5.0)
-    logits = answers(net, inputs()).detach()
+    outputs = outputs_of(net(seen_by(net, inputs())))
+    logits = torch.stack([output.logits for output in outputs if output.votes]).detach()
     net.log_weights.copy_(prior)
     expected = (logits - prior.view(1, 1, -1, *[1] * (logits.ndim - 3))).softmax(2).mean(0)
     torch.testing.assert_close(net.probabilities(seen_by(net, inputs())), expected)

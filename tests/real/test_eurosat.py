@@ -22,7 +22,13 @@ from covermap.store import TileStore
 from ..conftest import ROOT, small_settings
 
 LEGEND = ROOT / "resources" / "legends" / "eurosat.csv"
-MODEL = {"network": "unet", "train_on": ["eurosat"], "sensors": ["sentinel2"], "tiles": {"split": "random"}}
+MODEL = {
+    "network": "classifier",
+    "options": {"encoder": "test_resnet"},
+    "train_on": ["eurosat"],
+    "sensors": ["sentinel2"],
+    "tiles": {"split": "random"},
+}
 INDEX, PACKED = "results/tiles/classifier/index.parquet", "results/tiles/classifier/eurosat/patches.safetensors"
 
 

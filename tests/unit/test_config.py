@@ -1,6 +1,7 @@
 """Settings: what is accepted, and that a wrong one is named with the value and what was expected."""
 
 import copy
+import json
 import re
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from covermap.config import (
     schema,
 )
 from covermap.errors import SettingError
-from covermap.settings import Labels, Period
+from covermap.settings import PATTERNS, Labels, Period
 
 ATLAS = {"source": "urban_atlas", "path": "auto", "year": 2018}
 AUTO = {
@@ -564,8 +565,9 @@ def refused(settings, *words):
 
 
 def test_what_a_model_with_weights_does_not_set_is_as_in_the_first_of_them(settings):
-    first = {**SMALL, "options": {"width": 8}, "seed": 3, "months": [8, 9], "start_from": "unet_demo"}
-    config = load(with_models(settings, first=first, applied={"weights": "first", "months": [10, 11]}))
+    begun = {**SMALL, "options": {"width": 8}, "seed": 3}
+    first = {**begun, "months": [8, 9], "start_from": "begun"}
+    config = load(with_models(settings, begun=begun, first=first, applied={"weights": "first", "months": [10, 11]}))
     one, other = config.models["first"], config.models["applied"]
     assert other.weights == ("first",) and other.months == (10, 11) and other.start_from is None
     kept = {"weights", "months", "start_from"}
@@ -633,6 +635,9 @@ def test_runs_of_other_seeds_may_share_a_split(settings):
         ({"one": "two", "two": "one"}, ["so none can begin: one from two from one"]),
         ({"one": "applied"}, ["models.one.start_from is 'applied', which applies the weights of two"]),
         ({"one": "https://e.org/weights"}, ["models.one.start_from", "timm/ or torchgeo/"]),
+        ({"one": "timm/resnet34.a1_in1k"}, ["models.one.start_from is timm", "an encoder, which network unet has not"]),
+        ({"one": f"torchgeo/resnet50_sentinel2_all_moco@{'0' * 40}"}, ["models.one.start_from", "timm/ or torchgeo/"]),
+        ({"one": "timm/resnet34.a1_in1k@main"}, ["models.one.start_from", "timm/ or torchgeo/"]),
     ],
 )
 def test_training_starts_from_what_is_there_by_then(settings, starts, words):
@@ -641,11 +646,131 @@ def test_training_starts_from_what_is_there_by_then(settings, starts, words):
 
 
 def test_training_may_start_from_a_chain_of_models_or_a_hub(settings):
-    models = {"one": {**SMALL, "start_from": "two"}, "two": {**SMALL, "start_from": "timm/resnet34.a1_in1k"}}
-    assert load(with_models(settings, **models)).models["one"].start_from == "two"
+    deep = {**SMALL, "network": "segmenter"}
+    pinned = f"timm/resnet34.a1_in1k@{'0a' * 20}"
+    for hub in ("timm/resnet34.a1_in1k", pinned, "torchgeo/resnet18_sentinel2_all_moco"):
+        options = {"encoder": hub.split("/")[1][:8]}
+        two = {**deep, "options": options, "start_from": hub}
+        models = {"one": {**deep, "options": {**options, "architecture": "fpn"}, "start_from": "two"}, "two": two}
+        assert load(with_models(settings, **models)).models["one"].start_from == "two"
 
 
 MONTHLY = {"every": "month"}
+TAUGHT = {**SMALL, "train_on": ["elsewhere"]}
+
+
+@pytest.mark.parametrize(
+    ("later", "words"),
+    [
+        ({**SMALL, "seed": 7}, ["models.later.start_from leads from 'later' to 'first', whose tiles differ"]),
+        ({**SMALL, "tiles": {**CUT, "cell_pixels": 128}}, ["'later' to 'first', whose tiles differ"]),
+        (
+            {**TAUGHT, "test_on": ["demo"]},
+            ["later.test_on names 'demo', which 'first', which later starts from, learned"],
+        ),
+        ({**TAUGHT, "seed": 7}, []),  # the boxes lie apart
+        ({**TAUGHT, "test_on": ["near"]}, []),
+        ({**SMALL, "train_on": ["near"], "seed": 7}, ["'later' to 'first', whose tiles differ"]),
+        ({**SMALL, "seed": 7, "tiles": {**CUT, "seed": 0}}, []),
+        ({**SMALL, "tiles": {**CUT, "balance": "inverse"}}, []),
+        ({**SMALL, "tiles": {**CUT, "seed": 7, "split": "stratified"}}, ["whose tiles differ"]),
+        ({**SMALL, "options": {"width": 8}}, ["is 'first', whose options.width is 32, but that of later is 8: make"]),
+        ({**SMALL, "network": "deepforest_1a"}, ["whose network is unet, but that of later is deepforest_1a: start"]),
+    ],
+)
+def test_what_a_start_learned_is_never_tested(settings, later, words):
+    models = {"first": SMALL, "later": {**later, "start_from": "first"}}
+    changed = {**settings, "aois": places(settings), "models": models}
+    if words:
+        refused(changed, *words)
+    else:
+        assert load(changed)
+
+
+def test_what_a_start_of_a_start_learned_is_never_tested_and_no_average_either(settings):
+    models = {"first": SMALL, "middle": {**TAUGHT, "start_from": "first"}}
+    later = {**SMALL, "seed": 7, "start_from": "middle"}
+    changed = {**settings, "aois": places(settings), "models": {**models, "later": later}}
+    refused(changed, "models.later.start_from leads from 'later' to 'first', whose tiles differ")
+    changed["models"]["later"] = {**TAUGHT, "test_on": ["demo"], "start_from": "middle"}
+    refused(changed, "models.later.test_on names 'demo', which 'first', which later starts from, learned from")
+    changed["models"]["later"] = {"weights": "middle", "test_on": ["demo"]}
+    refused(changed, "models.later.test_on names 'demo', which 'first', which middle starts from, learned from")
+
+
+def places(settings):
+    """The demo as a box, a box that meets it, and one that does not."""
+    demo = {**settings["aois"]["demo"], "area": [-60.0, -10.0, -59.9, -9.9], "model": "first"}
+    near = {**demo, "area": [-59.95, -9.95, -59.8, -9.8]}
+    return {"demo": demo, "near": near, "elsewhere": {**demo, "area": [-59.0, -9.0, -58.9, -8.9]}}
+
+
+def test_a_split_by_the_table_of_tiles_is_common_to_models_of_one_ground_alone(settings):
+    cut = {**CUT, "split": "stratified"}
+    one, other = {**SMALL, "tiles": cut}, {**SMALL, "tiles": cut, "start_from": "one"}
+    assert load(with_models(settings, one=one, other=other))
+    refused(with_models(settings, one=one, other={**other, "months": [8]}), "'other' to 'one', whose tiles differ")
+
+
+@pytest.mark.parametrize("order", [["many", "few"], ["few", "many"]])
+def test_of_models_together_steps_are_free_only_where_all_of_them_take_any(settings, order):
+    settings["aois"]["demo"]["composite"] = MONTHLY
+    models = {name: {**SMALL, "sensors": ["sentinel2"], "tiles": {**CUT, "seed": 0}} for name in ("many", "few")}
+    models["many"]["network"] = "fcn"
+    later = {**settings["aois"]["demo"], "period": {"start": "2022-08-01", "end": "2022-09-30"}, "model": "both"}
+    settings["aois"]["later"] = {**later, "labels": None, "reference": None}
+    refused(
+        with_models(settings, **models, both={"weights": order}), "models.both cannot serve both aois.demo and aois.l"
+    )
+    assert load(with_models(settings, **models, both={"weights": "many"}))
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"min_gain": 0.1}, ["training.min_gain is 0.1, but patience is not set"]),
+        ({"weight_cap": 5, "class_weights": "none"}, ["training.weight_cap is 5.0, but no class weighs more"]),
+        ({"clip": float("inf")}, ["training.clip: expected a finite number"]),
+        ({"loss": {"cross_entropy": float("inf")}}, ["training.loss", "expected a finite number"]),
+        ({"augment": {"drop_dates": 0.1}}, ["drop_dates is 0.1, but it sees a single step of aois.demo: set it to 0"]),
+    ],
+)
+def test_settings_of_training_that_do_nothing_are_named(settings, training, words):
+    model = {**SMALL, "sensors": ["sentinel2"]}
+    refused(with_models(settings, one={**model, "training": training}), "models.one.training", *words)
+
+
+def test_no_more_dates_are_drawn_than_there_are(settings):
+    settings["aois"]["demo"]["composite"] = {"dates": ["2021-08-05", "2021-08-25", "2021-09-14"]}
+    model = {**SMALL, "network": "fcn_lstm", "sensors": ["sentinel2"]}
+    assert load(with_models(settings, one={**model, "options": {"draw": 3}}))
+    refused(with_models(settings, one={**model, "options": {"draw": 4}}), "options.draw is 4, but aois.demo has only 3")
+    model = {**model, "dates": ["2021-08-05", "2021-09-14"], "options": {"draw": 3}}
+    refused(with_models(settings, one=model), "options.draw is 3, but aois.demo has only 2 of its dates: draw fewer")
+
+
+def test_an_encoder_is_a_name_and_one_that_its_weights_are_of(settings):
+    model = {**SMALL, "network": "segmenter", "options": {"encoder": "hf-hub:a/b"}}
+    refused(with_models(settings, one=model), "models.one.options.encoder: expected the name of an encoder of timm")
+    model = {**SMALL, "network": "segmenter", "start_from": "timm/resnet50.a1_in1k"}
+    refused(with_models(settings, one=model), "start_from is timm/resnet50.a1_in1k, but options.encoder is resnet34")
+
+
+def test_every_pattern_has_words():
+    def patterns(part):
+        if isinstance(part, dict):
+            yield from [part["pattern"]] if isinstance(part.get("pattern"), str) else []
+        for inner in part.values() if isinstance(part, dict) else part if isinstance(part, list) else []:
+            yield from patterns(inner)
+
+    assert {*patterns(json.loads(schema()))} <= {*PATTERNS}
+
+
+def test_of_many_names_those_like_the_wrong_one_are_shown(settings):
+    models = {f"run_{number}": SMALL for number in range(20)}
+    settings["aois"]["demo"]["model"] = "rum_7"
+    refused(with_models(settings, **models), "'rum_7', which there is not: expected a name such as 'run_7', 'run_")
+    refused(with_models(settings, one={"weights": []}), "models.one.weights is empty")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The convolutional LSTM against one that is written out step by step, gate by gate."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -149,6 +151,22 @@ def test_it_works_in_bfloat16_on_channels_last():
         answer = net.to(memory_format=torch.channels_last)(x)
     assert answer.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(answer.float(), net(x), rtol=0.1, atol=0.03)
+
+
+def test_a_long_sum_is_not_rounded_to_the_bfloat16_of_its_terms():
+    """A thousand terms of 1/512, of which bfloat16 would drop those after the first."""
+    net = ConvLSTM(1, 1)
+    cell = torch.ones(1, 1, 1, 1)
+    gates = torch.tensor([20.0, 20, math.atanh(1 / 512), 20]).view(1, 4, 1, 1).bfloat16()
+    for _ in range(1000):
+        state, cell = net.advance(gates, cell)
+    assert state.dtype == torch.bfloat16 and cell.item() == pytest.approx(1 + 1000 / 512, rel=5e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        cells = []
+        advance = net.advance
+        net.advance = lambda gates, cell: cells.append(cell.dtype) or advance(gates, cell)
+        net(torch.randn(1, 3, 1, 4, 4))
+    assert cells == [torch.float32] * 3
 
 
 def test_it_takes_no_more_convolutions_than_steps():

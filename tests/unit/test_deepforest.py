@@ -15,9 +15,9 @@ from covermap.models.blocks import (
     glorot_normal,
     glorot_uniform,
     he_normal,
+    layout,
     lecun_normal,
     stacked,
-    stacked_channels,
 )
 from covermap.models.convlstm import ConvLSTM, hard_sigmoid
 from covermap.models.deepforest import (
@@ -30,7 +30,7 @@ from covermap.models.deepforest import (
 )
 from covermap.models.deepforest_peers import DeepLab, SixLevels, WideUnet
 from covermap.models.options import OPTIONS
-from covermap.models.outputs import Output
+from covermap.models.outputs import Output, outputs_of, vote
 
 SHAPES = {10: {"s2": (1, 10)}, 24: {"s1": (7, 2), "s2": (1, 10)}, 34: {"s1": (12, 2), "s2": (1, 10)}}
 
@@ -161,7 +161,7 @@ SMALL = {"s1": (3, 2), "s2": (1, 4)}
 def test_maps_are_as_large_as_the_tile(name, as_published):
     net = made(name, SMALL, as_published=as_published).eval()
     for sides in ((64, 96), (32, 128)):
-        assert net(*drawn(SMALL, *sides, batch=1)).shape == (1, 2, *sides)
+        assert all(each.logits.shape == (1, 2, *sides) for each in outputs_of(net(*drawn(SMALL, *sides, batch=1))))
 
 
 # Column, modulo 32, of a change that is seen as far as the options say, and on which side.
@@ -188,7 +188,7 @@ def reached(net, shapes, column, width):
     inputs["s2"] = inputs["s2"].clone()
     inputs["s2"][..., column] = 1
     with torch.inference_mode():
-        changed = (net(inputs, valid) != 0).any((0, 1, 2)).nonzero()  # all is 0 without it
+        changed = (outputs_of(net(inputs, valid))[0].logits != 0).any((0, 1, 2)).nonzero()  # all is 0 without it
     return changed.min().item(), changed.max().item()
 
 
@@ -221,10 +221,9 @@ def test_the_shares_of_the_loss_are_those_of_the_published_log():
 def test_the_outputs_are_those_of_both_of_sentinel_1_and_of_sentinel_2():
     net = made("deepforest_2b", SMALL).eval()
     inputs, valid = drawn(SMALL)
-    prediction = net(inputs, valid)
-    net.training = True  # of the whole alone, so that nothing is dropped
     outputs = net(inputs, valid)
-    torch.testing.assert_close(prediction, outputs[0].logits)
+    assert [output.votes for output in outputs] == [True, False, False]
+    torch.testing.assert_close(vote(outputs, torch.zeros(2), False), outputs[0].logits.softmax(1))
     for key, unmoved in (("s1", [False, False, True]), ("s2", [False, True, False])):
         others = net({**inputs, key: -inputs[key]}, valid)
         assert [torch.equal(a.logits, b.logits) for a, b in zip(outputs, others, strict=True)] == unmoved
@@ -253,7 +252,7 @@ def test_months_that_were_not_seen_leave_the_state_of_sentinel_1():
     inputs["s1"][:, 1], valid["s1"][:, 1] = 0, 0
     others = [0, 2]
     fewer = ({**inputs, "s1": inputs["s1"][:, others]}, {**valid, "s1": valid["s1"][:, others]})
-    torch.testing.assert_close(net(*fewer), net(inputs, valid))
+    torch.testing.assert_close(net(*fewer)[0].logits, net(inputs, valid)[0].logits)
 
 
 def test_the_published_unets_probabilities_are_its_sigmoids_made_to_sum_up_to_1():
@@ -269,13 +268,14 @@ def test_masks_are_channels_but_where_published():
     inputs, valid = drawn(SMALL)
     valid["s1"][:, 0] = 0
     both = stacked(inputs, valid, masks=True)
-    assert (stacked_channels(SMALL, masks=True), stacked_channels(SMALL, masks=False)) == (12, 10)
+    assert (len(layout(SMALL, masks=True)), len(layout(SMALL, masks=False))) == (12, 10)
     assert both.shape[1] == 12
     torch.testing.assert_close(both[:, 6], torch.full((2, 64, 64), 2 / 3))  # two months of three
     assert torch.equal(stacked(inputs, valid, masks=False), both[:, [0, 1, 2, 3, 4, 5, 7, 8, 9, 10]])
     for name in ALL:
         net, unseen = made(name, SMALL, as_published=True).eval(), {key: 0 * mask for key, mask in valid.items()}
-        assert torch.equal(net(inputs, valid), net(inputs, unseen))
+        seen, blind = (outputs_of(net(inputs, each))[0].logits for each in (valid, unseen))
+        assert torch.equal(seen, blind)
 
 
 @pytest.mark.parametrize("init, variance", [(he_normal, 2 / 72), (lecun_normal, 1 / 72), (glorot_normal, 2 / 648)])
@@ -306,9 +306,9 @@ def test_one_tile_of_32_pixels_can_be_learnt_from():
 def test_half_precision_and_channels_last_give_nearly_the_same(name):
     net = made(name, SMALL).eval()
     inputs, valid = drawn(SMALL, batch=1)
-    expected = net(inputs, valid)
+    expected = outputs_of(net(inputs, valid))[0].logits
     net = net.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(net(inputs, valid), expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(outputs_of(net(inputs, valid))[0].logits, expected, atol=1e-4, rtol=1e-3)
     with torch.autocast("cpu", torch.bfloat16):
-        got = net(inputs, valid).float()
+        got = outputs_of(net(inputs, valid))[0].logits.float()
     assert (got - expected).abs().max() < 0.1 * expected.abs().max()

@@ -8,7 +8,7 @@ from covermap.errors import ModelError
 from covermap.models import fcn_lstm
 from covermap.models.fcn_lstm import Fcn, FcnLstm, log_scores
 from covermap.models.options import FcnLstmOptions, FcnOptions
-from covermap.models.outputs import outputs_of, vote
+from covermap.models.outputs import Output, outputs_of, vote
 
 BANDS = 3
 
@@ -88,11 +88,20 @@ def test_dates_vote_by_the_mean_or_by_the_majority():
             return logits.transpose(0, 1)
 
     for voting, expected in {"mean": (1.21 / 3, 0.01), "majority": (2 / 3, 0)}.items():
+        exact = 1e-5 if voting == "mean" else 1e-3
         net = made(Says, 3, 2, voting=voting)
         assert net.voting == voting
         outputs = net({"s2": torch.zeros(1, 3, BANDS, 1, 2)}, {"s2": seen.transpose(0, 1)})
         first = vote(outputs_of(outputs), torch.zeros(2), net.voting == "majority")[0, 0, 0]
-        torch.testing.assert_close(first, torch.tensor(expected))
+        torch.testing.assert_close(first, torch.tensor(expected), atol=exact, rtol=0)
+
+
+def test_the_mean_decides_between_classes_with_as_many_voices():
+    """Three dates at 51 % for class 0, three at 99 % for class 1; the lone class 2 of the fourth pair has no chance."""
+    shares = torch.tensor([[0.51, 0.49, 0]] * 3 + [[0.01, 0.99, 0]] * 3)
+    given = [Output((share + 1e-9).log().view(1, 3, 1, 1)) for share in shares]
+    assert vote(given, torch.zeros(3), True).flatten().argmax() == 1
+    assert vote([*given, given[0]], torch.zeros(3), True).flatten().argmax() == 0  # four voices against three
 
 
 def test_the_mask_is_seen_but_not_as_published():

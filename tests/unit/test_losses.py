@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from sklearn.metrics import jaccard_score
+from sklearn.metrics import f1_score, jaccard_score
 
+from covermap import losses
 from covermap.losses import (
     FUNCTIONS,
     RULES,
+    basis,
     class_weights,
     cross_entropy,
     dice,
@@ -254,8 +256,7 @@ def test_class_weights_act_on_gradients():
         {},
         {"loss": {"focal": 1}},
         {"loss": {"focal": 2}, "focal_gamma": 0.5},
-        {"loss": {"robust": 1}},
-        {"loss": {"cross_entropy": 0.5, "focal": 1, "robust": 2}, "robust_q": 0.5},
+        {"loss": {"cross_entropy": 0.5, "focal": 2}},
     ],
 )
 def test_what_a_network_learned_under_class_weights_is_brought_back_to_the_prevalence(settings):
@@ -282,12 +283,90 @@ def test_what_a_network_learned_under_class_weights_is_brought_back_to_the_preva
     torch.testing.assert_close(back, torch.tensor([0.6, 0.3, 0.1]), atol=1e-3, rtol=0)
 
 
+def gaussians(count, seed):
+    """Points of four classes of 60, 38, 1.5 and 0.5 %, which overlap."""
+    chance = torch.Generator().manual_seed(seed)
+    label = torch.multinomial(torch.tensor([0.6, 0.38, 0.015, 0.005]), count, True, generator=chance)
+    centres = torch.tensor([[0, 0], [2.5, 0], [0, 2.5], [2.5, 2.5]])
+    return centres[label] + 0.7 * torch.randn(count, 2, generator=chance), label
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "focal", "robust"])
+def test_a_network_that_was_trained_under_class_weights_does_better_with_them_taken_back(loss):
+    recipe = recipe_of(loss, class_weights="inverse")
+    (points, label), (others, truth) = gaussians(20_000, 0), gaussians(20_000, 1)
+    weights = torch.from_numpy(class_weights(label.bincount(minlength=4).numpy(), "inverse", 20))
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(2, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+    optimiser = torch.optim.AdamW(layers.parameters(), 2e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 150)
+    for _ in range(150):
+        part = torch.randint(0, len(points), (1000,))
+        optimiser.zero_grad()
+        tile_loss([Output(layers(points[part]))], batch_of((label[part] + 1).tolist()), weights, recipe).backward()
+        optimiser.step()
+        schedule.step()
+    net = Normalised(torch.nn.Identity(), {}, 4, {}, {}, evidence=partial(evidence, recipe=recipe))
+    net.log_weights.copy_(weights.log())
+    with torch.inference_mode():
+        logits = layers(others)
+        guesses = net.chosen([Output(logits)]).argmax(1), logits.argmax(1)
+    taken_back, as_it_is = (f1_score(truth, guess, average="macro") for guess in guesses)
+    assert taken_back > as_it_is + 0.02
+
+
+def dates_of(*seen):
+    """Two dates of the same logits (1, 3, 1, N), of which N pixels were seen to this degree, and their batch."""
+    logits = torch.randn(1, 1, 3, 1, len(seen[0]), generator=torch.Generator().manual_seed(3))
+    logits = logits.repeat(len(seen), 1, 1, 1, 1).requires_grad_()
+    masks = torch.tensor(seen, dtype=torch.float32)[:, None, None]
+    outputs = [Output(each, 1 / len(seen), mask) for each, mask in zip(logits, masks, strict=True)]
+    return logits, outputs, batch_of([[[1, 2, 3, 1][: len(seen[0])]]])
+
+
+@pytest.mark.parametrize("loss", PIXELWISE)
+@pytest.mark.parametrize("normalise", ["weight", "pixels"])
+def test_a_pixel_of_a_date_counts_the_same_however_many_others_the_date_saw(loss, normalise):
+    logits, outputs, batch = dates_of([1, 1, 1, 1], [1, 0, 0, 0])
+    tile_loss(outputs, batch, torch.ones(3), recipe_of(loss, normalise=normalise)).backward()
+    torch.testing.assert_close(logits.grad[0, ..., 0], logits.grad[1, ..., 0])
+    assert logits.grad[1, ..., 0].abs().sum() > 0 and not logits.grad[1, ..., 1:].any()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_date_that_saw_nothing_leaves_the_loss_as_it_is(loss):
+    (_, one, batch), (_, two, _) = dates_of([1, 1, 1, 1]), dates_of([1, 1, 1, 1], [0, 0, 0, 0])
+    found = [tile_loss(outputs, batch, torch.ones(3), recipe_of(loss)) for outputs in (one, two)]
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("normalise", ["weight", "pixels"])
+def test_the_loss_of_two_batches_is_the_mean_of_theirs_by_their_basis(normalise):
+    """So that losses of parts, of devices and of validation, add up: here dates of which one part saw little."""
+    weights, recipe = torch.tensor([1.0, 2, 5]), recipe_of("cross_entropy", normalise=normalise)
+    _, outputs, batch = dates_of([1, 0.5, 1, 1], [1, 0, 0, 0.5])
+    parts = []
+    for part in (slice(0, 1), slice(1, 4)):
+        own = [Output(o.logits[..., part], o.share, o.seen[..., part]) for o in outputs]
+        some = {key: values[..., part] for key, values in batch.items()}
+        parts.append([f(own, some, weights, recipe) for f in (tile_loss, basis)])
+    expected = sum(loss * of for loss, of in parts) / sum(of for _, of in parts)
+    torch.testing.assert_close(tile_loss(outputs, batch, weights, recipe), expected)
+
+
+def test_classes_without_labels_are_not_sorted(monkeypatch):
+    sorted_ones = []
+    monkeypatch.setattr(losses, "_lovasz_of_class", lambda p, *rest: sorted_ones.append(p) or p.sum())
+    lovasz(torch.randn(1, 9, 2, 2), torch.tensor([[[3, 3], [-1, 5]]]), torch.ones(1, 2, 2), torch.ones(9), PLAIN)
+    assert len(sorted_ones) == 2
+
+
 def test_evidence_of_firm_logits_is_finite_and_in_their_order():
     logits = torch.tensor([[90.0, 0, -90], [0, 1, 2], [-5, 300, 5]]).requires_grad_()
-    for settings in ({}, {"loss": {"focal": 1}, "focal_gamma": 10}, {"loss": {"robust": 1, "dice": 1}}):
+    for settings in ({}, {"loss": {"focal": 1}, "focal_gamma": 10}, {"loss": {"robust": 1, "focal": 1}}):
         found = evidence(logits, Training(**settings))
         assert found.isfinite().all() and torch.equal(found.argsort(1), logits.argsort(1))
-    assert evidence(logits, Training(loss={"dice": 1})) is logits
+    assert all(evidence(logits, Training(loss={name: 1})) is logits for name in ("dice", "robust"))
 
 
 # --- what classes weigh ----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from covermap.accuracy import confusion
 from covermap.baseline import fit_forest, spread
@@ -16,10 +17,12 @@ from covermap.files import whole
 from covermap.grid import Grid
 from covermap.legend import Legend, LegendClass
 from covermap.models.normalise import Normalised
+from covermap.models.unet import Unet
+from covermap.predict import mean_probabilities
 from covermap.score import HELD_OUT, Judged, cells_of_tile, gain, score_tiles, tally, told
 from covermap.settings import Model, Tiles
 from covermap.store import TileStore, new_store, places_digest
-from covermap.trained import build, load_weights, save_weights
+from covermap.trained import build, load_weights, read_weights, save_weights
 
 KEYS = ["water", "forest", "field"]
 LEGEND = Legend(
@@ -84,8 +87,8 @@ def images(tmp_path_factory):
     return pack(tmp_path_factory.mktemp("images"), rows, {key: np.stack(values) for key, values in arrays.items()})
 
 
-def network(path, name="unet", seed=0, classes=KEYS, **options):
-    model = Model(network=name, options=options, train_on=["here"], sensors=["sentinel2"])
+def network(path, name="unet", seed=0, classes=KEYS, training=None, **options):
+    model = Model(network=name, options=options, train_on=["here"], sensors=["sentinel2"], training=training or {})
     torch.manual_seed(seed)
     net = build(model, {"s2": SHAPE}, len(classes), MEANING)
     net.get_buffer("s2_mean").fill_(1500)
@@ -170,6 +173,24 @@ def test_networks_are_scored_by_the_mean_of_their_probabilities(tiles, forest, t
             assert opened.size[0] > 300
 
 
+def test_a_network_is_scored_and_maps_in_the_precision_that_it_was_taught_in(tmp_path, monkeypatch):
+    monkeypatch.setattr("covermap.devices.has_bfloat16", lambda device: True)
+    seen, kinds = [], {}
+    original = Unet.forward
+
+    def watched(*given):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return original(*given)
+
+    monkeypatch.setattr(Unet, "forward", watched)
+    for precision in ("auto", "float32"):
+        path = network(tmp_path / f"{precision}.safetensors", training={"precision": precision}, width=8, depth=2)
+        kinds[precision] = load_weights(path, torch.device("cpu"))[0]
+    batch = {"s2": torch.full((1, *SHAPE, 32, 32), 900)}
+    mean_probabilities([kinds["auto"], kinds["float32"], kinds["auto"]], batch, torch.device("cpu"))
+    assert seen == [True, False, True]
+
+
 def test_the_same_weights_give_the_same_bytes(tiles, forest, tmp_path):
     weights = [network(tmp_path / "w.safetensors", width=8, depth=2)]
     outputs = [tmp_path / name for name in ("scores.json", "confusion.png", "confusion_log.png")]
@@ -206,6 +227,34 @@ def test_an_image_is_told_by_what_was_seen_of_it():
     np.testing.assert_allclose(spread({"s2": values}), [25, np.std([10, 20, 30, 40]), 13, 25, 37, 0, 0, 0, 0, 0])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    path = network(tmp_path / "w.safetensors", width=8, depth=2)
+    header, state = read_weights(path)
+    state["network.head.bias"][1] = value
+    save_file(state, path, {"covermap": json.dumps(header)})
+    with pytest.raises(
+        ModelError, match=r"w\.safetensors cannot be used, since network\.head\.bias is not finite: rem"
+    ):
+        load_weights(path, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("fault", ["missing", "size", "option"])
+def test_weights_of_another_version_are_one_sentence(tmp_path, fault):
+    path = network(tmp_path / "w.safetensors", width=8, depth=2)
+    header, state = read_weights(path)
+    if fault == "missing":
+        del state["network.head.bias"]
+    if fault == "size":
+        state["network.head.bias"] = torch.zeros(7)
+    if fault == "option":
+        header["model"]["colour"] = "red"
+    save_file(state, path, {"covermap": json.dumps(header)})
+    with pytest.raises(ModelError, match=r"^weights .* cannot be read .*: expected a file that rule train") as caught:
+        load_weights(path, torch.device("cpu"))
+    assert "\n" not in str(caught.value)
+
+
 def test_weights_of_another_legend_are_refused(tiles, forest, tmp_path):
     weights = [network(tmp_path / "w.safetensors", classes=["water", "town", "field"], width=8, depth=2)]
     with pytest.raises(
@@ -215,8 +264,15 @@ def test_weights_of_another_legend_are_refused(tiles, forest, tmp_path):
     assert not (tmp_path / "scores.json").exists() and not (tmp_path / "confusion.png").exists()
 
 
-def test_a_broken_forest_is_an_error(tiles, tmp_path):
+WITHOUT_CELLS = {"overall": 0.5, "low": None, "high": None, "macro_f1": 0.5}
+
+
+@pytest.mark.parametrize(
+    "found", [{}, {"test": {}}, {"test": WITHOUT_CELLS}, {"test": {**WITHOUT_CELLS, "cells": {"a": [[1, 2]]}}}, []]
+)
+def test_a_broken_forest_is_an_error(tiles, forest, tmp_path, found):
     weights = [network(tmp_path / "w.safetensors", width=8, depth=2)]
-    (tmp_path / "forest.json").write_text('{"validation": {}}')
+    whole = json.loads(forest.read_text())
+    (tmp_path / "forest.json").write_text(json.dumps({"validation": whole["test"]} | found if found != [] else found))
     with pytest.raises(ProductError, match=r"forest .*forest.json cannot be read .*remove it"):
         score(tiles, tmp_path, weights, tmp_path / "forest.json")

@@ -187,8 +187,8 @@ def test_a_network_of_any_number_of_dates_maps_with_those_that_it_gets(stack, tm
     weights = write_network(tmp_path / "w", "fcn", {"s2": (2, 2)}, meaning, 0, **FCN)
     nets, _ = load_together([weights], torch.device("cpu"))
     source = Source(stack[2], stack[0]["none"], {})
-    assert shapes_in(nets[0], source) == {"s2": (3, 2)}
-    window = read_lattice([source], stack[2].window(64, 64, 64, 64), shapes_in(nets[0], source), days=False)
+    assert shapes_in(nets, source) == {"s2": (3, 2)}
+    window = read_lattice([source], stack[2].window(64, 64, 64, 64), shapes_in(nets, source), days=False)
     assert window["s2"].shape == (3, 2, 64, 64)
     maps = {dates: mapped([weights], stack, tmp_path / "p.tif", dates=dates) for dates in ((), *zip(DAYS, strict=True))}
     assert all(found.shape == (2, 256, 256) for found in maps.values())
@@ -214,6 +214,17 @@ def test_probabilities_of_several_weights_are_averaged(stack, tmp_path):
     mean = (one[1].astype(float) + two[1]) / 2
     assert np.abs(both[1] - mean)[agreed].max() <= 1  # both are rounded
     assert (both[1][~agreed] <= np.maximum(one[1], two[1])[~agreed]).all()
+
+
+def test_networks_together_take_other_steps_only_where_all_of_them_do(stack, tmp_path):
+    about = {"s2": (3, 2)}, {"s2": meaning_of(stack[0]["none"])["s2"]}
+    free = [write_network(tmp_path / f"fcn{seed}", "fcn", *about, seed, **FCN) for seed in (0, 1)]
+    fixed = write_network(tmp_path / "unet", "unet", *about, 0, **UNET, sensors=["sentinel2"])
+    assert mapped(free, stack, tmp_path / "p.tif", dates=tuple(DAYS[:2])).any()
+    for together in ([free[0], fixed], [fixed, free[0]]):
+        assert mapped(together, stack, tmp_path / "p.tif").any()
+        with pytest.raises(ModelError, match="step 1, 2 of s2, the network learned from 1, 2, 3"):
+            mapped(together, stack, tmp_path / "p.tif", dates=tuple(DAYS[:2]))
 
 
 def test_weights_of_other_classes_or_inputs_are_not_averaged(stack, tmp_path):

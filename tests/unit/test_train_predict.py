@@ -281,6 +281,7 @@ def test_priors_undo_uneven_drawing_and_weights(tmp_path, rule, weight):
     labels[0, :8] = 2
     weights = np.where(labels == 2, weight, 100).astype(np.uint8)
     weights[:, :, :4] = 0  # seen by no satellite, of both classes alike
+    weights[0, :4] = 0  # and half of the second class, in the shadow of mountains
     inputs = np.arange(2 * 2 * 1024, dtype=np.uint16).reshape(2, 1, 2, 32, 32)
     index = tmp_path / "index.parquet"
     rows = pd.DataFrame({"row": [0, 0], "column": [0, 32], "aoi": "here", "block": "b", "split": "train"})
@@ -293,12 +294,12 @@ def test_priors_undo_uneven_drawing_and_weights(tmp_path, rule, weight):
             write(number, {key: values[number] for key, values in arrays.items()})
     training = TileStore({("here", "b"): tmp_path / "store"}, index, "train")
     net = build(settings(), {"s2": (1, 2)}, 3, {"s2": {"band": ["B04", "B08"]}})
-    model = settings(class_weights=rule, weight_cap=1000)
+    model = settings(class_weights=rule, **({} if rule == "none" else {"weight_cap": 1000}))
     of_class = prepare(net, training, labelled_pixels(training, 3), model)
     seen, there = np.array([1.5 * 768 + 0.5 * 1024, 1.5 * 256]), np.array([1792, 256])
     in_loss = {"none": np.ones(2), "inverse": 2048 / seen / 2}[rule]
     np.testing.assert_allclose(of_class, [*in_loss, 0], rtol=1e-6)
-    expected = in_loss * (seen / there) * (1, weight / 100)
+    expected = in_loss * (seen / there) * (0.875, 0.5 * 0.875 * weight / 100)
     np.testing.assert_allclose(net.log_weights, [*np.log(expected), 0], rtol=1e-5)
 
 

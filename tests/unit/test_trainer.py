@@ -29,13 +29,14 @@ from covermap import devices
 from covermap.errors import CoverageError, ModelError
 from covermap.events import NAMES, event_file
 from covermap.loader import share_of
+from covermap.memory import is_out_of_memory
 from covermap.models import MODELS
 from covermap.models.outputs import Output
 from covermap.prepare import input_shapes
 from covermap.recipe import is_over, learning_rate, optimiser_of, plateaus, update_average
 from covermap.settings import Model, Training
 from covermap.store import TileStore, new_store, places_digest
-from covermap.train import order_of, train
+from covermap.train import order_of, seed_networks, train
 from covermap.trained import load_weights
 
 CLASSES = ["water", "forest", "field"]
@@ -175,6 +176,22 @@ def test_an_epoch_has_the_steps_that_are_asked_for(tiles, tmp_path):
     assert log.tiles_per_s[0] > 0
 
 
+def test_devices_draw_the_same_dates():
+    drawn = []
+    for rank in (0, 1):
+        seed_networks(7, 2, 3, rank)
+        drawn.append(torch.randperm(10).tolist())
+    assert drawn[0] == drawn[1]
+    seed_networks(7, 2, 4, 0)
+    assert torch.randperm(10).tolist() != drawn[0]
+
+
+def test_new_memory_is_not_filled():
+    devices.use_device(1)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+
+
 def test_devices_share_a_batch():
     parts = [share_of(np.arange(7), rank, 3) for rank in range(3)]
     assert [len(mine) for mine, _ in parts] == [3, 2, 2] and all(counts for _, counts in parts)
@@ -234,6 +251,48 @@ def test_several_outputs_are_taught_and_vote(tiles, tmp_path, monkeypatch):
     torch.manual_seed(0)
     untaught = Voting({}, 3)
     torch.testing.assert_close(net.network.branches[1].weight, untaught.branches[1].weight)
+
+
+BRANCHES = {"fused": 1.0, "s1": 0.3, "s2": 0.7}
+BOTH = {"s1": {"month": ["01", "02"], "polarisation": ["VV", "VH"]}, "s2": {"band": ["B04", "B08"]}}
+
+
+def with_radar(tiles, folder):
+    """The same tiles with two months of noise beside."""
+    with safe_open(tiles[1][0], "pt") as file:
+        about = file.metadata()
+    arrays = {key: each.numpy() for key, each in load_file(tiles[1][0]).items()}
+    count, side = arrays["label"].shape[:2]
+    arrays["s1"] = np.random.default_rng(1).integers(-2000, -500, (count, 2, 2, side, side)).astype(np.int16)
+    kinds = {key: (each.dtype, each.shape[1:]) for key, each in arrays.items()}
+    folder.mkdir()
+    about = {"meaning": json.dumps(BOTH), "places": about["places"]}
+    with new_store(folder / "store.safetensors", count, kinds, about) as write:
+        for number in range(count):
+            write(number, {key: each[number] for key, each in arrays.items()})
+    return tiles[0], [folder / "store.safetensors"], tiles[2]
+
+
+def test_both_losses_of_a_network_of_two_branches_are_the_published_sum(tmp_path, monkeypatch):
+    """A step of deepforest_2a: what the log says is 1 of both, 0.3 of Sentinel-1 and 0.7 of Sentinel-2."""
+    parts = {}
+    original = covermap.train.tile_loss
+
+    def told(outputs, batch, weights, recipe):
+        key = "train_loss" if outputs[0].logits.requires_grad else "val_loss"
+        alone = [original([each._replace(share=1.0)], batch, weights, recipe).item() for each in outputs]
+        parts[key] = sum(share * loss for share, loss in zip(BRANCHES.values(), alone, strict=True))
+        return original(outputs, batch, weights, recipe)
+
+    monkeypatch.setattr(covermap.train, "tile_loss", told)
+    both = with_radar(make(tmp_path / "plain", tiles=4, side=64), tmp_path / "both")
+    model = model_of(epochs=1, batch=8).model_dump() | {
+        "network": "deepforest_2a", "options": {"width": 8}, "sensors": ("sentinel1", "sentinel2")
+    }  # fmt: skip
+    log = pd.read_csv(run(both, tmp_path / "a", Model(**model))[2])
+    assert set(parts) == {"train_loss", "val_loss"}
+    for key, expected in parts.items():
+        assert log[key][0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_patches_are_taught_and_validated(tmp_path, monkeypatch):
@@ -375,7 +434,7 @@ class Hostile:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("content", ["pickle", "torch", "cut", "other", "empty"])
+@pytest.mark.parametrize("content", ["pickle", "torch", "cut", "other", "empty", "nan"])
 def test_a_broken_or_hostile_checkpoint_is_refused(tiles, tmp_path, monkeypatch, content):
     class Killed(BaseException):
         pass
@@ -396,11 +455,15 @@ def test_a_broken_or_hostile_checkpoint_is_refused(tiles, tmp_path, monkeypatch,
         latest.write_bytes(latest.read_bytes()[:3000])
     elif content == "other":
         torch.save({"net": {}, "class_weight": torch.ones(3)}, latest)
+    elif content == "nan":
+        saved = torch.load(latest, weights_only=True)
+        next(iter(saved["net"].values())).fill_(torch.nan)
+        torch.save(saved, latest)
     else:
         latest.write_bytes(b"")
     with pytest.raises(ModelError, match=r"latest\.pt is broken.*remove it and run again") as raised:
         run(tiles, tmp_path / "a", model_of())
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(raised.value) and "weights_only" not in str(raised.value)
     assert not (tmp_path / "owned").exists() and not (tmp_path / "a" / "weights.safetensors").exists()
 
 
@@ -417,6 +480,17 @@ def test_tiles_that_teach_nothing_are_refused(tmp_path):
     with pytest.raises(CoverageError, match="min_pixels is 9999, but no class has more than 640"):
         run(make(tmp_path / "few"), tmp_path / "a", model_of(min_pixels=9999))
     assert not [path for path in (tmp_path / "a").iterdir() if path.is_file()]
+
+
+def test_a_class_whose_validation_pixels_weigh_nothing_cannot_choose(tmp_path):
+    tiles = make(tmp_path / "tiles", patches=False)
+    with safe_open(tiles[1][0], "pt") as file:
+        about = file.metadata()
+    arrays = load_file(tiles[1][0])
+    arrays["weight"][:, :, 1:] = 0
+    save_file(arrays, tiles[1][0], about)
+    with pytest.raises(CoverageError, match="min_pixels is 100, but no class has more than 48 validation pixels that"):
+        run(tiles, tmp_path / "a", model_of())
 
 
 def test_training_tiles_without_weight_are_refused(tmp_path):
@@ -494,6 +568,39 @@ def test_a_batch_too_large_for_memory_is_told_with_one_that_fits(tmp_path):
     told = (tmp_path / "a" / "told.txt").read_text()
     assert told.startswith("training.batch is 60, which is too much for the memory of the machine: set it to ")
     assert 0 < int(told.split("set it to ")[1].split(",")[0]) < 60
+
+
+@pytest.mark.parametrize("phrase", ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when", "CUDNN_STATUS_ALLOC_FAILED", "x"])
+def test_what_is_said_where_memory_is_short_is_known(phrase):
+    assert is_out_of_memory(RuntimeError(phrase)) == (phrase != "x")
+
+
+def test_a_network_that_memory_has_no_room_for_is_told(tiles, tmp_path, monkeypatch):
+    """The error comes before the first step, when the network goes to its device."""
+
+    def full(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(covermap.train, "put_on_device", full)
+    with pytest.raises(ModelError, match="not one tile fits into the memory of the machine"):
+        run(tiles, tmp_path / "a", model_of())
+
+
+def test_the_step_that_tells_what_fits_is_one_of_training(tiles, tmp_path, monkeypatch):
+    """With the moving average, the other views and the clipping of the real one, of halves of the batch."""
+    taken = []
+    original = covermap.train.take_step
+
+    def crowded(job, batch, *rest):
+        taken.append(len(batch["label"]))
+        if taken[-1] > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return original(job, batch, *rest)
+
+    monkeypatch.setattr(covermap.train, "take_step", crowded)
+    with pytest.raises(ModelError, match=r"training\.batch is 16, .*: set it to 2, which fits"):
+        run(tiles, tmp_path / "a", model_of(batch=16, average=0.9, augment=ALL_AUGMENTATION))
+    assert taken == [16, 8, 4, 2]
 
 
 # --- several devices, and compiled -----------------------------------------------------------------------------------

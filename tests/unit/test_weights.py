@@ -99,6 +99,14 @@ def test_torchgeos_come_from_their_commit_and_are_what_their_name_promises(serve
     assert (tmp_path / "weights").read_bytes() == CONTENT
 
 
+def test_a_commit_pins_a_file_of_timms(server, tmp_path):
+    commit = "0a" * 20
+    server.put("timm/resnet0.here", commit, "model.safetensors", CONTENT[::-1])
+    download_weights(tmp_path / "pinned", f"{NAME}@{commit}", server.url)
+    assert (tmp_path / "pinned").read_bytes() == CONTENT[::-1]
+    assert model("segmenter", options={"encoder": "resnet0"}, start_from=f"{NAME}@{commit}").start_from.endswith(commit)
+
+
 def test_names_that_torchgeo_does_not_have_are_told_when_settings_are_read():
     near = (
         r"torchgeo has no weights resnet50_sentinel2_all_mocco: expected a name such as resnet50_sentinel2_all_moco, "
@@ -256,10 +264,47 @@ def test_an_fcn_fills_its_part_of_an_fcn_with_lstm_and_that_one_all_of_another(t
     assert start_weights(net, tmp_path / "lstm.safetensors", "lstm") == len(net.network.state_dict())
 
 
-def test_weights_of_another_model_are_refused(tmp_path):
-    save_file({"network.something": torch.ones(3), "network.enter.bias": torch.ones(())}, tmp_path / "other")
-    with pytest.raises(ModelError, match=r"^start_from other has the weights of another model: no tensor of .* fits"):
-        start_weights(net_of("unet", width=8, depth=1), tmp_path / "other", "other")
+@pytest.mark.parametrize(("network", "options"), [("unet", {"width": 16}), ("fcn", {"width": 8})])
+def test_weights_of_another_model_are_refused(network, options, tmp_path):
+    """Though the bias of the last layer fits."""
+    save_weights(tmp_path / "other", net_of(network, **options), model(network, options=options), list("abc"))
+    net = net_of("unet", width=8)
+    before = {key: values.clone() for key, values in net.state_dict().items()}
+    with pytest.raises(
+        ModelError, match=r"^start_from other has the weights of another model: of \d+ tensors of .* on"
+    ):
+        start_weights(net, tmp_path / "other", "other")
+    assert all(torch.equal(values, before[key]) for key, values in net.state_dict().items())
+
+
+def test_weights_for_as_many_other_bands_are_refused_and_for_more_they_fit_behind_the_entrance(tmp_path):
+    for name, bands in {"same": BANDS, "turned": BANDS[::-1], "more": [*BANDS, "B08"]}.items():
+        net = net_of("unet", {"s2": {"band": bands}}, width=8)
+        save_weights(tmp_path / name, net, model("unet", options={"width": 8}), list("abc"))
+    net = net_of("unet", width=8)
+    tensors = len(net.network.state_dict())
+    assert start_weights(net, tmp_path / "same", "same") == tensors
+    assert start_weights(net, tmp_path / "more", "more") == tensors - 1
+    with pytest.raises(ModelError, match="learned from band B04, B03, B02 of s2, this model sees B02, B03, B04: give"):
+        start_weights(net, tmp_path / "turned", "turned")
+
+
+def test_an_encoder_goes_from_one_architecture_to_another(tmp_path):
+    options = {"encoder": "resnet18"}
+    save_weights(tmp_path / "unet", net_of("segmenter", **options), model("segmenter", options=options), list("abc"))
+    net = net_of("segmenter", architecture="fpn", **options)
+    start_weights(net, tmp_path / "unet", "unet")
+    found, started = read_tensors(tmp_path / "unet"), net.network.state_dict()
+    encoder = [key for key in started if "encoder" in key]
+    assert encoder and all(torch.equal(started[key], found[f"network.{key}"]) for key in encoder)
+
+
+def test_what_is_no_file_of_a_trained_model_starts_none(tmp_path):
+    (tmp_path / "other").write_bytes(pickle.dumps({"a": Payload(tmp_path / "ran")}))
+    for name in ("other", "absent"):
+        with pytest.raises(ModelError, match=rf"^weights .*{name} cannot be read .*: expected a file that rule train"):
+            start_weights(net_of("unet", width=8), tmp_path / name, "other")
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(("encoder", "channels"), [("test_convnext", 3), ("test_resnet", 4)])

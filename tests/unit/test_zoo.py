@@ -10,9 +10,10 @@ from pydantic import ValidationError
 
 from covermap.errors import ModelError
 from covermap.models import zoo
+from covermap.models.blocks import Channel, layout, stacked
 from covermap.models.options import OPTIONS
 from covermap.models.unet import Unet
-from covermap.models.zoo import ARCHITECTURES, Channel, Classifier, Segmenter, layout, stacked
+from covermap.models.zoo import ARCHITECTURES, Classifier, Segmenter
 
 SHAPES = {"s1": (3, 2), "s2": (2, 4), "terrain": (1, 1)}
 TINY = {**dict.fromkeys(ARCHITECTURES, "test_resnet"), "dpt": "test_vit"}
@@ -84,7 +85,7 @@ def test_a_single_small_tile_can_be_learned_from(architecture):
 def test_channels_are_stacked_as_the_layout_tells():
     values, valid = inputs(1, 4, 4)
     valid = {key: torch.rand_like(mask) for key, mask in valid.items()}
-    image, channels = stacked(values, valid), layout(SHAPES)
+    image, channels = stacked(values, valid, masks=True), layout(SHAPES, masks=True)
     assert image.shape[1] == len(channels) == 6 + 1 + 8 + 2 + 1 + 1
     for number, (key, step, band) in enumerate(channels):
         if band is not None:
@@ -93,6 +94,7 @@ def test_channels_are_stacked_as_the_layout_tells():
             expected = valid[key].mean(1) if key == "s1" else valid[key][:, step]
         torch.testing.assert_close(image[:, number], expected)
     assert channels[:3] == [Channel("s1", 0, 0), Channel("s1", 0, 1), Channel("s1", 1, 0)]
+    assert layout(SHAPES, masks=False) == [channel for channel in channels if channel.band is not None]
     assert Unet(SHAPES, 2).enter.in_channels == len(channels)
 
 

@@ -1,11 +1,13 @@
 """A network and a forest on the same held-out tiles, by the ordinary rules."""
 
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
 
+from covermap.step import GPU_DRIVERS
 from tests.conftest import run_snakemake, small_settings
 
 pytestmark = pytest.mark.long
@@ -16,6 +18,20 @@ def rules_of(folder, settings):
     done = run_snakemake(folder, settings, SCORES, "-n", "--quiet", "rules")
     assert done.returncode == 0, done.stdout + done.stderr
     return set(re.findall(r"^(\w+)\s+\d+$", done.stdout, re.MULTILINE)) - {"total"}
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_networks_ask_for_a_gpu_where_there_is_one_and_jobs_of_a_cpu_for_none(copied_world, hidden, monkeypatch):
+    if hidden:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    else:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    targets = SCORES, "results/maps/demo.tif"
+    done = run_snakemake(copied_world, small_settings(copied_world), *targets, "-n", "--forceall", "--quiet", "host")
+    assert done.returncode == 0, done.stdout + done.stderr
+    asked = dict(re.findall(r"^rule (\w+):\n(?:    .*\n)*?    resources: .*gpu=(\d)", done.stdout, re.MULTILINE))
+    wanted = str(int(not hidden and any(map(os.path.exists, GPU_DRIVERS))))
+    assert asked == dict.fromkeys(("train", "predict_block", "score_tiles"), wanted)
 
 
 def test_scores_stand_beside_those_of_the_forest_and_follow_the_legend(copied_world, tmp_path, snakemake):

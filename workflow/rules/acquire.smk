@@ -253,7 +253,7 @@ rule download_weights:
         "results/logs/download_weights/{hub}/{name}.log",
     wildcard_constraints:
         hub="timm|torchgeo",
-        name=r"[\w.-]+",
+        name=r"[\w.@-]+",
     retries: 2
     conda:
         "../../envs/covermap.yaml"

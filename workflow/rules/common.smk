@@ -25,7 +25,6 @@ from covermap.dates import step_of, steps_of
 from covermap.errors import CovermapError, CoverageError, SettingError
 from covermap.grid import area_blocks, area_grid, project, read_area
 from covermap.legend import read_legend
-from covermap.models.options import OPTIONS
 from covermap.orbits import choose_orbit, has_orbits
 from covermap.providers import PROVIDERS, Query
 from covermap.scenes import (
@@ -43,6 +42,7 @@ from covermap.scenes import (
 )
 from covermap.selection import gaps, pinned_items
 from covermap.settings import Images
+from covermap.step import has_gpu
 
 
 def plainly(function):
@@ -279,6 +279,11 @@ def split_seed(wildcards):
     return CFG.models[wildcards.model].split_seed
 
 
+def on_gpu(wildcards):
+    """1 where networks run on a GPU: one job at a time has the memory of all GPUs."""
+    return int(has_gpu())
+
+
 def trained(model):
     """Names of the models whose weights a model applies: its own, where it is trained itself."""
     return CFG.models[model].weights or (model,)
@@ -307,8 +312,7 @@ def taught_on(model):
 
 
 def margin_of(wildcards):
-    model = CFG.models[wildcards.model]
-    return OPTIONS[model.network](**model.options).margin_pixels
+    return CFG.models[wildcards.model].network_options.margin_pixels
 
 
 @plainly

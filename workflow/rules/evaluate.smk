@@ -16,8 +16,8 @@ rule map_baseline:
         packs=model_blocks,
         grid=aoi_grid,
         blocks=aoi_blocks,
-        sensors=lambda wildcards: CFG.models[wildcards.model].sensors,
-        tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
+        sensors=model_setting("sensors"),
+        tiles=model_setting("tiles"),
         seed=split_seed,
         tested=tested,
         months=model_setting("months"),
@@ -43,8 +43,8 @@ rule fit_forest:
     params:
         blocks=model_blocks,
         grids=grids_of_tiles,
-        sensors=lambda wildcards: CFG.models[wildcards.model].sensors,
-        tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
+        sensors=model_setting("sensors"),
+        tiles=model_setting("tiles"),
         classes=lambda wildcards: [entry["key"] for entry in legend_of(wildcards.model)["classes"]],
         min_pixels=lambda wildcards: CFG.models[wildcards.model].min_pixels,
         seed=split_seed,
@@ -70,10 +70,12 @@ rule score_tiles:
     conda:
         "../../envs/covermap.yaml"
     threads: lambda wildcards: CFG.models[wildcards.model].training.threads
+    resources:
+        gpu=on_gpu,
     params:
         blocks=model_blocks,
         grids=grids_of_tiles,
-        tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
+        tiles=model_setting("tiles"),
         batch=lambda wildcards: CFG.models[wildcards.model].training.batch,
         min_pixels=lambda wildcards: CFG.models[wildcards.model].min_pixels,
         seed=split_seed,
@@ -100,7 +102,7 @@ rule evaluate:
         "../../envs/covermap.yaml"
     params:
         legend=compared_legend,
-        tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
+        tiles=model_setting("tiles"),
         seed=split_seed,
         tested=tested,
         version=1,

@@ -16,7 +16,7 @@ rule index_patches:
         name=lambda wildcards: CFG.models[wildcards.model].train_on[0],
         codes=lambda wildcards: patches_legend(wildcards)["codes"],
         images=images_of,
-        tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
+        tiles=model_setting("tiles"),
         seed=split_seed,
         stamp=lambda wildcards: stamp([patches_source(wildcards)]),
         version=2,

@@ -11,12 +11,14 @@ rule predict_block:
     conda:
         "../../envs/covermap.yaml"
     threads: lambda wildcards: CFG.models[wildcards.model].prediction.threads
+    resources:
+        gpu=on_gpu,
     params:
         block=block_grid,
         blocks=lambda wildcards: [
             plain(blocks_of(wildcards.aoi)[name]) for name in neighbours_of(wildcards.aoi, wildcards.block)
         ],
-        settings=lambda wildcards: plain(CFG.models[wildcards.model].prediction),
+        settings=model_setting("prediction"),
         months=model_setting("months"),
         dates=model_setting("dates"),
         version=1,

@@ -16,10 +16,10 @@ rule index_tiles:
         "../../envs/covermap.yaml"
     params:
         blocks=model_grids,
-        tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
+        tiles=model_setting("tiles"),
         seed=split_seed,
         classes=lambda wildcards: [entry["key"] for entry in legend_of(wildcards.model)["classes"]],
-        sensors=lambda wildcards: CFG.models[wildcards.model].sensors,
+        sensors=model_setting("sensors"),
         clouds=lambda wildcards: clouds_matter(CFG.models[wildcards.model]),
         test_on=held_out_whole,
         margin_pixels=margin_of,
@@ -49,9 +49,9 @@ rule survey_split:
         "../../envs/covermap.yaml"
     params:
         blocks=model_grids,
-        tiles=lambda wildcards: plain(CFG.models[wildcards.model].tiles),
+        tiles=model_setting("tiles"),
         classes=lambda wildcards: [entry["key"] for entry in legend_of(wildcards.model)["classes"]],
-        sensors=lambda wildcards: CFG.models[wildcards.model].sensors,
+        sensors=model_setting("sensors"),
         test_on=held_out_whole,
         margin_pixels=margin_of,
         version=2,

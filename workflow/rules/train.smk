@@ -20,6 +20,8 @@ rule train:
     conda:
         "../../envs/covermap.yaml"
     threads: lambda wildcards: CFG.models[wildcards.model].training.threads
+    resources:
+        gpu=on_gpu,
     params:
         blocks=model_blocks,
         model=training_settings,
