@@ -40,6 +40,7 @@ from covermap.prepare import Shapes, digest, first_state, input_shapes, labelled
 from covermap.recipe import best_epoch, is_over, learning_rate, update_average
 from covermap.settings import Model, Training
 from covermap.store import TileStore
+from covermap.taps import clear_unseen_taps
 from covermap.trained import build, load_weights, save_weights
 
 if TYPE_CHECKING:
@@ -144,6 +145,8 @@ def teach(
     """Train from the checkpoint in the folder ``parts`` on; the last one and the best weights are there at the end."""
     recipe, latest = model.training, parts / "latest.pt"
     state = load_state(latest, build(model, shapes, len(classes), meaning), recipe)
+    if fabric.device.type == "cpu":
+        clear_unseen_taps(state.net, training[0])
     keep = partial(save_state, latest, state) if fabric.is_global_zero else _nothing
     if state.rows or state.losses:
         log.info("resumed after %d epochs and %d steps", len(state.rows), len(state.losses))
