@@ -39,21 +39,27 @@ from covermap.store import TileStore
 ROOT = Path(__file__).resolve().parents[1]
 PIXELS, SEEDS, CORES, THREADS = 6144, 5, 2, 2
 BLOCK = 1024
-TILES = {"pixels": 64, "stride_pixels": 192, "cell_pixels": 512, "buffer_pixels": 32, "test": 0.25, "seed": 0}
-RECIPE = {"epochs": 4, "steps": 40, "batch": 16, "learning_rate": 1e-3, "threads": THREADS}
+TILES = {"pixels": 64, "buffer_pixels": 32, "max_cloud": 100, "test": 0.25, "seed": 0}
+RECIPE = {"epochs": 8, "steps": 100, "batch": 8, "learning_rate": 1e-3, "threads": THREADS}
 DRAWS = 2000
 BOTH, OPTICAL = ["sentinel1", "sentinel2"], ["sentinel2"]
 MODELS = {
-    "optical": {"network": "deepforest_1b", "sensors": OPTICAL, "options": {"width": 32}},
-    "fused": {"network": "deepforest_1b", "sensors": BOTH, "options": {"width": 32}},
-    "fcn": {"network": "fcn", "sensors": OPTICAL, "options": {"width": 32}},
-    "longer": {"network": "fcn", "sensors": OPTICAL, "options": {"width": 32}, "start_from": "fcn"},
-    "lstm": {"network": "fcn_lstm", "sensors": OPTICAL, "options": {"width": 32}, "start_from": "fcn"},
+    "optical": {"network": "deepforest_1b", "sensors": OPTICAL, "options": {"width": 16}},
+    "fused": {"network": "deepforest_1b", "sensors": BOTH, "options": {"width": 16}},
+    "fcn": {"network": "fcn", "sensors": OPTICAL, "options": {"width": 16}},
+    "longer": {"network": "fcn", "sensors": OPTICAL, "options": {"width": 16}, "start_from": "fcn"},
+    "lstm": {"network": "fcn_lstm", "sensors": OPTICAL, "options": {"width": 16}, "start_from": "fcn"},
     "even": {"network": "unet", "sensors": BOTH, "options": {"width": 16}, "class_weights": "none"},
     "weighted": {"network": "unet", "sensors": BOTH, "options": {"width": 16}, "class_weights": "inverse_sqrt"},
 }
+OTHERS_TILES = {"even": "fused", "weighted": "fused", "longer": "fcn", "lstm": "fcn"}
 PAIRS = {"fusion": ("fused", "optical"), "sequence": ("lstm", "longer"), "weighting": ("weighted", "even")}
 OF_DATES = {"fcn", "longer", "lstm"}
+
+
+def cell_pixels(pixels: int) -> int:
+    """Side of the split's cells in a world of so many pixels: twelve by twelve of them, down to two tiles."""
+    return max(128, pixels // 12)
 
 
 def configuration(folder: Path, pixels: int, seeds: int) -> dict:
@@ -63,9 +69,10 @@ def configuration(folder: Path, pixels: int, seeds: int) -> dict:
     world = settings["aois"]["demo"]
     legend = str(ROOT / "resources" / "legends" / "mapbiomas.csv")
     world["labels"]["legend"] = world["reference"]["legend"] = legend
-    world |= {"area": "area.geojson", "block_pixels": min(BLOCK, pixels // 2), "model": "even_0"}
+    world |= {"area": "area.geojson", "block_pixels": min(BLOCK, pixels // 2), "model": "fused_0"}
     dates = {**copy.deepcopy(world), "sensors": OPTICAL, "composite": {"every": "scene"}, "model": "fcn_0"}
     del dates["dem"]
+    tiles = {**TILES, "stride_pixels": max(64, pixels // 32), "cell_pixels": cell_pixels(pixels)}
     models = {}
     for name, shared in MODELS.items():
         for seed in range(seeds):
@@ -74,8 +81,10 @@ def configuration(folder: Path, pixels: int, seeds: int) -> dict:
             if "start_from" in entry:
                 entry["start_from"] += f"_{seed}"
             area = "dates" if name in OF_DATES else "world"
+            own, first = f"{name}_{seed}", f"{OTHERS_TILES.get(name, name)}_0"
+            cut = {"tiles": tiles} if own == first else {"tiles_of": first}
             training = {**RECIPE, "class_weights": weights}
-            models[f"{name}_{seed}"] = {**entry, "train_on": [area], "seed": seed, "tiles": TILES, "training": training}
+            models[own] = {**entry, **cut, "train_on": [area], "seed": seed, "training": training}
     return {
         "targets": ["world"],
         "aois": {"world": world, "dates": dates},
@@ -96,18 +105,19 @@ def make(folder: Path, settings: dict, blocks: list[str]) -> None:
     subprocess.run([*map(str, line), *targets], check=True, cwd=folder, env=environment)
 
 
-def true_counts(folder: Path, model: str, area: str, grids: dict[str, Grid], keys: list[str]) -> Counts:
-    """Confusion with the truth of the test tiles of a model, by cell."""
-    results = folder / "results"
-    packed = {(area, block): results / "tiles" / model / area / f"{block}.safetensors" for block in grids}
+def true_counts(folder: Path, model: str, area: str, grids: dict[str, Grid], cell: int, classes: int) -> Counts:
+    """Confusion with the truth of the test tiles of a model, by cell of so many pixels a side."""
+    results, name = folder / "results", model.rsplit("_", 1)[0]
+    tiles = results / "tiles" / f"{OTHERS_TILES.get(name, name)}_0"
+    packed = {(area, block): tiles / area / f"{block}.safetensors" for block in grids}
     nets, _ = load_together([results / "models" / model / "weights.safetensors"], torch.device("cpu"))
-    store = TileStore(packed, results / "tiles" / model / "index.parquet", "test", list(nets[0].shapes))
+    store = TileStore(packed, tiles / "index.parquet", "test", list(nets[0].shapes))
     places = {place: grids[place[1]] for place in packed}
     judged = (
         one._replace(label=truth_of(results / "references" / "world" / f"{row.block}.tif", row.row, row.column))
         for row, one in zip(store.table.itertuples(), guesses(nets, store, 16, torch.device("cpu")), strict=True)
     )
-    return tally(store, judged, places, TILES["cell_pixels"], len(keys), "test")
+    return tally(store, judged, places, cell, classes, "test")
 
 
 def truth_of(path: Path, row: int, column: int) -> np.ndarray:
@@ -141,11 +151,12 @@ def main() -> None:
     grids = area_blocks(read_area(Path("area.geojson")), world.crs, world.block_pixels)
     make(folder, settings, sorted(grids))
     torch.set_num_threads(THREADS)
-    keys = [entry.key for entry in model_legend(config, "even_0").classes]
+    keys = [entry.key for entry in model_legend(config, "fused_0").classes]
     counts: dict[str, list[Counts]] = {}
     for name in MODELS:
         area = "dates" if name in OF_DATES else "world"
-        counts[name] = [true_counts(folder, f"{name}_{seed}", area, grids, keys) for seed in range(seeds)]
+        runs = [f"{name}_{seed}" for seed in range(seeds)]
+        counts[name] = [true_counts(folder, run, area, grids, cell_pixels(pixels), len(keys)) for run in runs]
     figures: dict[str, float | list[float]] = {}
     scored = {name: [scores(sum(run.values())) for run in runs] for name, runs in counts.items()}
     for name, runs in scored.items():

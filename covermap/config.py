@@ -50,14 +50,14 @@ from covermap.settings import (
 NOT_OF_PATCHES = ("stride_pixels", "min_labelled", "max_cloud")
 NOT_OF_NAMES = ("pixels", "cell_pixels", "buffer_pixels")
 NOT_OF_LISTS = ("validation", "test", "folds", "fold")
-# What decides which tiles are held out where it is neither the place of a cell nor the name of an image
-OF_TABLES = ("train_on", "test_on", "sensors", "months", "dates")
 # Networks that take weights of another kind of network, and what options of the two must be alike
 PARTS = {"fcn_lstm": ("fcn",)}
 SIZES = ("width", "depth", "encoder", "branch", "as_published")
 MANY = 12  # names, of which an error shows those alone that are like the wrong one
 # What a model that applies others' weights may set: all else is what these were taught with
 OF_APPLIED = ("weights", "months", "dates", "test_on", "prediction")
+# What decides which tiles there are, and what they hold, besides `tiles` itself
+OF_TILES = ("train_on", "test_on", "sensors", "months", "dates")
 SENSOR_SECTIONS = ("sentinel1", "sentinel2", "masks", "composite", "registration")
 
 
@@ -84,7 +84,8 @@ class Config(Section):
         models = given.get("models") if isinstance(given, dict) else None
         if not isinstance(models, dict):
             return given
-        return {**given, "models": {name: _with_weights(name, model, models) for name, model in models.items()}}
+        cut = {name: _with_tiles(name, model, models) for name, model in models.items()}
+        return {**given, "models": {name: _with_weights(name, model, cut) for name, model in cut.items()}}
 
     @model_validator(mode="after")
     def _known_names(self) -> Self:
@@ -122,6 +123,21 @@ class Config(Section):
                     f"models.{name}.test_on names {both[0]!r}, which train_on names too, and what is learnt from tests "
                     "nothing: remove it from one of the two"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _tiles_serve_both(self) -> Self:
+        for name, model in self.models.items():
+            if model.tiles_of is None:
+                continue
+            other = self.models[model.tiles_of]
+            for key in OF_TILES:
+                if getattr(model, key) != getattr(other, key):
+                    mine, its = (_told(getattr(one, key)) or "not set" for one in (model, other))
+                    raise ValueError(
+                        f"models.{name}.tiles_of is {model.tiles_of!r}, but {key} is {mine} here and {its} there: make "
+                        "them alike, or remove tiles_of"
+                    )
         return self
 
     @model_validator(mode="after")
@@ -178,7 +194,7 @@ class Config(Section):
         """What decides which tiles of an area, or images of a set of patches, a model is not taught with."""
         model = self.models[name]
         by_place = model.tiles.split == "blocks" or name in self.classifiers
-        others = () if by_place else tuple(getattr(model, key) for key in OF_TABLES)
+        others = () if by_place else tuple(getattr(model, key) for key in OF_TILES)
         return model.tiles.model_dump(exclude={"balance", "seed"}), model.split_seed, *others
 
     def _may_meet(self, one: str, other: str) -> bool:
@@ -590,7 +606,39 @@ def _with_weights(name: str, model: Any, models: dict[Any, Any]) -> Any:
         raise ValueError(
             f"models.{name}.{idle[0]} does nothing, since {key} is set, and it is as in {weights[0]}: remove it"
         )
-    return {key: value for key, value in first.items() if key != "start_from"} | model
+    others = any(key in model for key in OF_TILES)
+    shared = {} if others else {"tiles_of": first.get("tiles_of", weights[0])}
+    return {key: value for key, value in first.items() if key not in ("start_from", "tiles_of")} | shared | model
+
+
+def _with_tiles(name: str, model: Any, models: dict[Any, Any]) -> Any:
+    """Settings of a model; where it learns from another's tiles, with the settings of these.
+
+    Raises
+    ------
+    ValueError
+        There is no such model, or its tiles are another's, or the model has settings of tiles that would do nothing.
+    """
+    other = model.get("tiles_of") if isinstance(model, dict) else None
+    if not isinstance(other, str) or model.get("weights"):
+        return model
+    key = f"models.{name}.tiles_of"
+    if other == name:
+        raise ValueError(f"{key} is the model itself: remove it")
+    _must_know(key, other, models)
+    its, own = models[other], model.get("tiles", {})
+    if not all(isinstance(part, dict) for part in (its, own, its.get("tiles", {}))):
+        return model
+    if cut := its.get("tiles_of") or its.get("weights"):
+        cut = cut if isinstance(cut, str) else cut[0]
+        raise ValueError(f"{key} is {other!r}, which has the tiles of {cut!r}: name {cut!r}")
+    seed = its.get("seed", 0)
+    tiles = {"seed": seed} | {one: value for one, value in its.get("tiles", {}).items() if one != "balance"}
+    if idle := [one for one in own if one != "balance" and own[one] != tiles.get(one)]:
+        raise ValueError(
+            f"models.{name}.tiles.{idle[0]} does nothing, since tiles are those of {other}: remove it, or tiles_of"
+        )
+    return model | {"tiles": tiles | own}
 
 
 def _told(value: Any) -> str:

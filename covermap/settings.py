@@ -1047,6 +1047,11 @@ class Model(Section):
     )
     seed: int = Field(0, ge=0, le=2**31, description="of the split, the weights and the order of tiles")
     tiles: Tiles = Tiles()
+    tiles_of: Name | None = Field(
+        None,
+        description="a model whose tiles and split this one learns from, so that they are made once; its own `tiles` "
+        "then has balance alone, and what both see is alike",
+    )
     training: Training = Training()
     prediction: Prediction = Prediction()
 

@@ -570,6 +570,7 @@ def test_what_a_model_with_weights_does_not_set_is_as_in_the_first_of_them(setti
     config = load(with_models(settings, begun=begun, first=first, applied={"weights": "first", "months": [10, 11]}))
     one, other = config.models["first"], config.models["applied"]
     assert other.weights == ("first",) and other.months == (10, 11) and other.start_from is None
+    assert other.tiles_of is None  # other months are other tiles
     kept = {"weights", "months", "start_from"}
     assert other.model_dump(exclude=kept) == one.model_dump(exclude=kept)
 
@@ -617,6 +618,47 @@ def test_wrong_weights_are_named(with_patches, applied, words):
     }
     assert load(with_models(with_patches, **models))
     refused(with_models(with_patches, **models, applied=applied), *words)
+
+
+def test_models_may_learn_from_the_tiles_of_another(settings):
+    first = {**SMALL, "seed": 5}
+    others = {
+        "again": {**SMALL, "seed": 6, "tiles_of": "first"},
+        "sampled": {"network": "segmenter", "train_on": ["demo"], "tiles_of": "first", "tiles": {"balance": "inverse"}},
+    }
+    models = load(with_models(settings, first=first, **others, average={"weights": ["again", "first"]})).models
+    assert {models[name].split_seed for name in ("first", "again", "sampled", "average")} == {5}
+    cut = models["first"].tiles.model_dump(exclude={"seed", "balance"})
+    assert all(models[name].tiles.model_dump(exclude={"seed", "balance"}) == cut for name in ("again", "sampled"))
+    assert (models["again"].tiles.balance, models["sampled"].tiles.balance) == ("none", "inverse")
+    assert (models["average"].tiles_of, models["first"].tiles_of) == ("first", None)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({**SMALL, "tiles_of": "none"}, ["models.second.tiles_of is 'none'", "'first'"]),
+        ({**SMALL, "tiles_of": "second"}, ["models.second.tiles_of is the model itself: remove it"]),
+        ({**SMALL, "tiles_of": "third"}, ["which has the tiles of 'first': name 'first'"]),
+        ({**SMALL, "tiles_of": "average"}, ["which has the tiles of 'first': name 'first'"]),
+        (
+            {**SMALL, "sensors": ["sentinel2"], "tiles_of": "first"},
+            ["tiles_of is 'first', but sensors is sentinel2 here and sentinel1, sentinel2 there"],
+        ),
+        (
+            {**SMALL, "tiles_of": "first", "tiles": {"pixels": 32}},
+            ["models.second.tiles.pixels does nothing", "those of first"],
+        ),
+        ({**SMALL, "tiles_of": "first", "months": [8, 9]}, ["but months is 8, 9 here and not set there: make them"]),
+        ({"weights": "first", "tiles_of": "third"}, ["models.second.tiles_of does nothing"]),
+        ({**SMALL, "tiles_of": ["first"]}, ["models.second.tiles_of"]),
+    ],
+)
+def test_tiles_that_cannot_serve_a_model_are_named(with_patches, model, words):
+    models = {"first": SMALL, "third": {**SMALL, "tiles_of": "first"}}
+    models["average"] = {"weights": ["first", "third"]}
+    assert load(with_models(with_patches, **models))
+    refused(with_models(with_patches, **models, second=model), *words)
 
 
 def test_runs_of_other_seeds_may_share_a_split(settings):

@@ -1,5 +1,6 @@
 """The training loop: its recipe, what it survives, what it refuses, and what it writes."""
 
+import ctypes
 import json
 import math
 import multiprocessing
@@ -549,10 +550,16 @@ def test_a_loss_that_is_not_finite_is_named_by_its_step(tiles, tmp_path, monkeyp
 
 
 def crowded(tiles, folder, model, room):
-    """Train with so much more memory than there is in use; the sentence goes into a file."""
+    """Train with so much more memory than there is in use; the sentence goes into a file.
+
+    Data alone are limited: of the address space, each thread reserves much that it never uses. And what is freed goes
+    back at once: where glibc kept it in its heaps, the limit left no room for oneDNN's programs.
+    """
     torch.set_num_threads(1)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + room,) * 2)
+    threshold = -3  # M_MMAP_THRESHOLD of malloc.h
+    assert ctypes.CDLL(None).mallopt(threshold, 1 << 17) == 1
+    pages = int(Path("/proc/self/statm").read_text().split()[5])
+    resource.setrlimit(resource.RLIMIT_DATA, (pages * resource.getpagesize() + room,) * 2)
     try:
         run(tiles, folder, model)
     except ModelError as error:

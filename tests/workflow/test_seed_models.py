@@ -92,7 +92,9 @@ def test_every_experiment_is_planned(small_areas):
     assert jobs["train"] == len(TRAINED)
     assert jobs["download_weights"] == len(hubs) == 2
     assert jobs["mosaic"] + jobs["mosaic_default"] == len(MODELS) - len(CONFIG.classifiers)
-    assert jobs["index_patches"] == jobs["pack_patches"] == len(CONFIG.classifiers)
+    cut = {CONFIG.models[name].tiles_of or name for name in TRAINED}
+    assert jobs["index_patches"] == jobs["pack_patches"] == len(cut & {*CONFIG.classifiers}) == 1
+    assert jobs["index_tiles"] == len(cut & {*CONFIG.mappers}) < jobs["train"] / 2
 
 
 def test_what_is_applied_elsewhere_is_neither_trained_nor_cut_into_tiles(small_areas):

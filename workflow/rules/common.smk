@@ -573,6 +573,27 @@ def model_files(pattern):
     return find
 
 
+def tiles_of(model):
+    """Name of the model under whose name the tiles are that a model learns from."""
+    return CFG.models[model].tiles_of or model
+
+
+def with_own_tiles(models):
+    """What the wildcard of a model may be where tiles are made."""
+    return one_of([model for model in models if tiles_of(model) == model])
+
+
+def index_of(wildcards):
+    """Table of the tiles of the job's model."""
+    return f"results/tiles/{tiles_of(wildcards.model)}/index.parquet"
+
+
+def packs_of(wildcards):
+    """Tiles of the job's model, a file a block."""
+    pattern = f"results/tiles/{tiles_of(wildcards.model)}/{{aoi}}/{{block}}.safetensors"
+    return model_files(pattern)(wildcards)
+
+
 def labels_of(aoi, block):
     """Labels of a block that models learn from."""
     labels = CFG.aois[aoi].labels

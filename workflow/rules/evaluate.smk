@@ -1,7 +1,7 @@
 rule map_baseline:
     input:
-        index="results/tiles/{model}/index.parquet",
-        packed=model_files("results/tiles/{model}/{aoi}/{block}.safetensors"),
+        index=index_of,
+        packed=packs_of,
         stacks=blocks_in("results/stacks/{aoi}/{block}.zarr.zip"),
     output:
         baseline="results/baselines/{aoi}/{model}.tif",
@@ -29,8 +29,8 @@ rule map_baseline:
 
 rule fit_forest:
     input:
-        index="results/tiles/{model}/index.parquet",
-        packed=model_files("results/tiles/{model}/{aoi}/{block}.safetensors"),
+        index=index_of,
+        packed=packs_of,
     output:
         forest="results/models/{model}/forest.json",
     log:
@@ -55,8 +55,8 @@ rule fit_forest:
 
 rule score_tiles:
     input:
-        index="results/tiles/{model}/index.parquet",
-        packed=model_files("results/tiles/{model}/{aoi}/{block}.safetensors"),
+        index=index_of,
+        packed=packs_of,
         weights=weights_of,
         forest="results/models/{model}/forest.json",
     output:
@@ -93,7 +93,7 @@ rule evaluate:
             blocks_in("results/references/{aoi}/{block}.tif")(wildcards) if CFG.aois[wildcards.aoi].reference else []
         ),
         baseline="results/baselines/{aoi}/{model}.tif",
-        index=lambda wildcards: f"results/tiles/{wildcards.model}/index.parquet" if tested(wildcards) else [],
+        index=lambda wildcards: index_of(wildcards) if tested(wildcards) else [],
     output:
         accuracy="results/accuracy/{aoi}/{model}.json",
     log:
@@ -117,7 +117,7 @@ rule report:
         accuracy=accuracy_of,
         metrics=reported("results/models/{model}/metrics.json"),
         training_log=reported("results/models/{model}/log.csv"),
-        survey=reported("results/tiles/{model}/survey.json"),
+        survey=lambda wildcards: f"results/tiles/{tiles_of(default_model(wildcards))}/survey.json",
         listing="results/scenes/{aoi}.json",
         stacks=blocks_in("results/stacks/{aoi}/{block}.zarr.zip"),
         quality=checked(".json"),

@@ -9,7 +9,7 @@ rule index_patches:
     benchmark:
         "results/benchmarks/index_patches/{model}.tsv"
     wildcard_constraints:
-        model=one_of(CFG.classifiers),
+        model=with_own_tiles(CFG.classifiers),
     conda:
         "../../envs/covermap.yaml"
     params:
@@ -35,7 +35,7 @@ rule pack_patches:
     benchmark:
         "results/benchmarks/pack_patches/{model}/{patches}.tsv"
     wildcard_constraints:
-        model=one_of(CFG.classifiers),
+        model=with_own_tiles(CFG.classifiers),
     conda:
         "../../envs/covermap.yaml"
     params:

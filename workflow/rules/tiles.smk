@@ -11,7 +11,7 @@ rule index_tiles:
     log:
         "results/logs/index_tiles/{model}.log",
     wildcard_constraints:
-        model=one_of(CFG.mappers),
+        model=with_own_tiles(CFG.mappers),
     conda:
         "../../envs/covermap.yaml"
     params:
@@ -44,7 +44,7 @@ rule survey_split:
     log:
         "results/logs/survey_split/{model}.log",
     wildcard_constraints:
-        model=one_of(CFG.mappers),
+        model=with_own_tiles(CFG.mappers),
     conda:
         "../../envs/covermap.yaml"
     params:
@@ -70,6 +70,8 @@ rule pack_tiles:
         "results/logs/pack_tiles/{model}/{aoi}/{block}.log",
     benchmark:
         "results/benchmarks/pack_tiles/{model}/{aoi}/{block}.tsv"
+    wildcard_constraints:
+        model=with_own_tiles(CFG.mappers),
     conda:
         "../../envs/covermap.yaml"
     params:

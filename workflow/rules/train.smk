@@ -2,8 +2,8 @@
 
 rule train:
     input:
-        index="results/tiles/{model}/index.parquet",
-        packed=model_files("results/tiles/{model}/{aoi}/{block}.safetensors"),
+        index=index_of,
+        packed=packs_of,
         start=start_of,
     output:
         weights="results/models/{model}/weights.safetensors",
