@@ -632,8 +632,9 @@ def _with_tiles(name: str, model: Any, models: dict[Any, Any]) -> Any:
     if cut := its.get("tiles_of") or its.get("weights"):
         cut = cut if isinstance(cut, str) else cut[0]
         raise ValueError(f"{key} is {other!r}, which has the tiles of {cut!r}: name {cut!r}")
-    seed = its.get("seed", 0)
-    tiles = {"seed": seed} | {one: value for one, value in its.get("tiles", {}).items() if one != "balance"}
+    tiles = {one: value for one, value in its.get("tiles", {}).items() if one != "balance"}
+    if tiles.get("seed") is None:
+        tiles["seed"] = its.get("seed", 0)
     if idle := [one for one in own if one != "balance" and own[one] != tiles.get(one)]:
         raise ValueError(
             f"models.{name}.tiles.{idle[0]} does nothing, since tiles are those of {other}: remove it, or tiles_of"

@@ -621,9 +621,9 @@ def test_wrong_weights_are_named(with_patches, applied, words):
 
 
 def test_models_may_learn_from_the_tiles_of_another(settings):
-    first = {**SMALL, "seed": 5}
+    first = {**SMALL, "tiles": {**CUT, "seed": None}, "seed": 5}
     others = {
-        "again": {**SMALL, "seed": 6, "tiles_of": "first"},
+        "again": {"network": "unet", "train_on": ["demo"], "seed": 6, "tiles_of": "first"},
         "sampled": {"network": "segmenter", "train_on": ["demo"], "tiles_of": "first", "tiles": {"balance": "inverse"}},
     }
     models = load(with_models(settings, first=first, **others, average={"weights": ["again", "first"]})).models
