@@ -17,10 +17,10 @@ import xarray
 from _peers import report
 from rasterio.windows import Window
 
+from covermap.area_settings import Composite, Masks, Period
 from covermap.composite import composite_reflectance
 from covermap.grid import Grid
 from covermap.raster import write_raster
-from covermap.settings import Composite, Masks, Period
 from covermap.stack import read_stack, stack_block
 
 ROWS = 256  # of a row band: what stack_block has in work at once

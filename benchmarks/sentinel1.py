@@ -32,7 +32,7 @@ OURS = """
 import sys
 import time
 from pathlib import Path
-from covermap.settings import Sentinel1
+from covermap.area_settings import Sentinel1
 from covermap.grid import Grid
 from covermap.sentinel1 import process_s1
 product, dem, out, grid, geoid, polarisations, repeats = sys.argv[1:]
@@ -62,7 +62,7 @@ import sys
 from pathlib import Path
 import rasterio
 from rasterio.windows import Window
-from covermap.settings import Sentinel1
+from covermap.area_settings import Sentinel1
 from covermap.sentinel1 import native, safe
 product, out, box = sys.argv[1:]
 archive = safe.open_product(Path(product))

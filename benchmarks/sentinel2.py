@@ -21,8 +21,8 @@ import rasterio
 from _peers import PYTHON, ROOT, install, report, run
 from rasterio.transform import from_origin
 
+from covermap.area_settings import Sentinel2
 from covermap.grid import Grid
-from covermap.settings import Sentinel2
 
 TILE, TIME, THREADS, RUNS = "T33UUU", "20220510T101601", 2, 3
 NAME = f"S2A_MSIL2A_{TIME}_N0400_R065_{TILE}_20220510T141010.SAFE"
@@ -40,7 +40,7 @@ import time
 from pathlib import Path
 from covermap.grid import Grid
 from covermap.sentinel2 import clip_s2
-from covermap.settings import Sentinel2
+from covermap.area_settings import Sentinel2
 product, out, grid, threads, runs = sys.argv[1:]
 item = {"id": "simulated", "properties": {"datetime": "2022-05-10T10:16:01Z"}}
 seconds = []

@@ -32,10 +32,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from covermap.checkpoint import State, new_state
 from covermap.devices import on_all_devices, use_device
 from covermap.loader import buffers_for, on_device
+from covermap.model_settings import Model
 from covermap.models.convlstm import ConvLSTM
 from covermap.models.outputs import outputs_of
 from covermap.prepare import first_state, input_shapes, labelled_pixels
-from covermap.settings import Model
 from covermap.store import TileStore, new_store, places_digest
 from covermap.train import Job, put_on_device, run_epoch, take_step
 

@@ -20,8 +20,8 @@ from covermap.errors import CoverageError, ProductError
 from covermap.files import whole
 from covermap.grid import Grid
 from covermap.legend import EXCLUDED, Legend
+from covermap.model_settings import MIN_PIXELS, Tiles
 from covermap.raster import grid_of, read_window
-from covermap.settings import MIN_PIXELS, Tiles
 from covermap.splits import cell_names, corners_of_tests, held_out
 
 STRIP_PIXELS = 1024

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from covermap.scenes import Item, moment
 
 if TYPE_CHECKING:
-    from covermap.settings import LabelMap
+    from covermap.label_settings import LabelMap
 
 TAG = "TIFFTAG_COPYRIGHT"  # of a map; it takes ASCII alone
 YEARS = "{years}"  # stands for those of the scenes, until these are known

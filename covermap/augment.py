@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from covermap.inputs import DAY, NODATA, SATELLITES
-from covermap.settings import Augment
+from covermap.model_settings import Augment
 
 Batch = dict[str, Tensor]
 

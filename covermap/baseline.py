@@ -19,9 +19,9 @@ from covermap.grid import Grid
 from covermap.inputs import KEYS, NODATA, chosen_steps, meaning_of, must_mean, observed, seen_steps
 from covermap.legend import NO_LABEL
 from covermap.loader import batches
+from covermap.model_settings import Tiles
 from covermap.raster import write_raster
 from covermap.score import HELD_OUT, Judged, Place, in_short, tally, told, usable, write_scores
-from covermap.settings import Tiles
 from covermap.splits import corners_of_tests, held_out
 from covermap.stack import read_stack
 from covermap.store import LABEL, WEIGHT, TileStore

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from covermap.errors import ModelError
 from covermap.files import whole
+from covermap.model_settings import Training
 from covermap.models.normalise import Normalised
 from covermap.recipe import Row, optimiser_of
-from covermap.settings import Training
 
 
 @dataclass

@@ -21,12 +21,12 @@ from urllib.parse import urlsplit
 import jwt
 from rasterio.warp import transform_bounds
 
+from covermap.area_settings import Mirrors
 from covermap.clms_key import BRING, VARIABLE, WHERE, service_key
 from covermap.errors import CoverageError, CovermapError, DownloadError, SettingError
 from covermap.files import whole
 from covermap.grid import Grid
 from covermap.labels import RIM_M
-from covermap.settings import Mirrors
 from covermap.transfer import fetch_file
 from covermap.vectors import read_polygons, unpacked, urban_atlas
 from covermap.web import Access, json_of, request

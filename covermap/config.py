@@ -19,32 +19,16 @@ from pydantic import (
     model_validator,
 )
 
+from covermap.area_settings import Aoi, Composite, Masks, Mirrors, Period, Registration, Sentinel1, Sentinel2, Simulator
 from covermap.dates import Step, step_names, steps_of
 from covermap.errors import SettingError
+from covermap.label_settings import LabelMap, Labels, Patches
 from covermap.legend import Legend, read_legend
+from covermap.model_settings import Model, Tiles
 from covermap.models import INDICES
 from covermap.models.options import OPTIONS
+from covermap.section import Name, Section, Unique, first_sentence
 from covermap.sen2cor import find_sen2cor
-from covermap.settings import (
-    Aoi,
-    Composite,
-    LabelMap,
-    Labels,
-    Masks,
-    Mirrors,
-    Model,
-    Name,
-    Patches,
-    Period,
-    Registration,
-    Section,
-    Sentinel1,
-    Sentinel2,
-    Simulator,
-    Tiles,
-    Unique,
-    first_sentence,
-)
 
 # Settings of tiles that mean nothing where each image is a tile, where names split them, and where lists do
 NOT_OF_PATCHES = ("stride_pixels", "min_labelled", "max_cloud")

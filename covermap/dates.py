@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from covermap.errors import CoverageError, SettingError
 
 if TYPE_CHECKING:
-    from covermap.settings import Composite, Period
+    from covermap.area_settings import Composite, Period
 
 Season = tuple[str, str]
 Step = tuple[date, date]  # first and last day, included

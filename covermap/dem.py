@@ -16,11 +16,11 @@ from affine import Affine
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
+from covermap.area_settings import Mirrors
 from covermap.attribution import GLO30
 from covermap.errors import ProductError
 from covermap.grid import Grid
 from covermap.remote import PROFILE, check_packed, open_remote, write_parts
-from covermap.settings import Mirrors
 from covermap.web import request
 
 log = logging.getLogger(__name__)

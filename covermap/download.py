@@ -21,6 +21,7 @@ from shapely import from_wkt, union_all
 from shapely.geometry import box
 
 from covermap.archives import BAD_ZIP
+from covermap.area_settings import Composite, Period, Provider
 from covermap.errors import CoverageError, ProductError, SettingError
 from covermap.files import whole
 from covermap.grid import Grid
@@ -37,6 +38,7 @@ from covermap.scenes import (
     sensor_of,
     told_gaps,
 )
+from covermap.section import Sensor
 from covermap.selection import (
     at_most,
     clear_enough,
@@ -48,7 +50,6 @@ from covermap.selection import (
     readable,
     why_missing,
 )
-from covermap.settings import Composite, Period, Provider, Sensor
 
 log = logging.getLogger(__name__)
 

@@ -15,15 +15,16 @@ from pyproj.exceptions import CRSError, ProjError
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from covermap.area_settings import Mirrors
 from covermap.burn import burn
 from covermap.errors import CoverageError, ProductError, SettingError
 from covermap.grid import Grid
+from covermap.label_settings import POLYGONS, Polygons
 from covermap.legend import EXCLUDED, NO_LABEL
 from covermap.mapbiomas import addresses
 from covermap.nearest import gather, nearest_pixels
 from covermap.raster import write_raster
 from covermap.remote import copy_area
-from covermap.settings import POLYGONS, Mirrors, Polygons
 from covermap.vectors import bounds_in, extents, fullest_layer, read_polygons, unpacked, urban_atlas
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from covermap.legend import EXCLUDED, NO_LABEL
+from covermap.model_settings import Training
 from covermap.models.outputs import Output
-from covermap.settings import Training
 
 TINY = 1e-12  # what nothing is divided by
 

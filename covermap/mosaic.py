@@ -15,6 +15,7 @@ from rasterio.windows import Window
 from shapely import from_wkt
 
 from covermap import __version__
+from covermap.area_settings import Period
 from covermap.attribution import TAG, dated
 from covermap.errors import CoverageError
 from covermap.files import scratch, whole
@@ -23,7 +24,6 @@ from covermap.legend import NO_LABEL, Legend
 from covermap.predict import CONFIDENCE_NODATA
 from covermap.raster import read_window
 from covermap.scenes import read_listing
-from covermap.settings import Period
 from covermap.styles import colour_table, write_attributes, write_qml
 
 log = logging.getLogger(__name__)

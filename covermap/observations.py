@@ -15,13 +15,13 @@ import numpy as np
 import rasterio
 from rasterio.errors import RasterioError
 
+from covermap.area_settings import Composite, Masks, Period
 from covermap.dates import Step, step_of
 from covermap.errors import ProductError
 from covermap.grid import Grid
 from covermap.masks import DEFECTIVE, NO_DATA, clear_mask, dilate
 from covermap.raster import read_pixels
 from covermap.registration import correction, moved
-from covermap.settings import Composite, Masks, Period
 
 log = logging.getLogger(__name__)
 

@@ -32,9 +32,10 @@ from covermap.errors import CoverageError, ProductError, SettingError
 from covermap.files import whole
 from covermap.grid import Grid
 from covermap.inputs import DTYPE, NODATA
+from covermap.label_settings import Images
 from covermap.legend import EXCLUDED, NO_LABEL, Legend, LegendClass
+from covermap.model_settings import Tiles
 from covermap.quicklook import GAP_PIXELS, INK, MARGIN_PIXELS, PAPER, TEXT_PIXELS, TRUE_COLOUR, draw_reflectance
-from covermap.settings import Images, Tiles
 from covermap.splits import BUFFER, SPLITS, cautions, drawing_weights, split_at, split_of, too_near
 from covermap.store import LABEL, WEIGHT, new_store, places_digest
 

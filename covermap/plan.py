@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shapely import from_wkt
 
+from covermap.area_settings import Period, Provider
 from covermap.files import whole
 from covermap.grid import Grid
 from covermap.providers import PROVIDERS, Costs
@@ -23,7 +24,6 @@ from covermap.scenes import (
     tile_of,
     told_gaps,
 )
-from covermap.settings import Period, Provider
 
 # ASSUME: what an untold scene has, in bytes: a GRD product of two polarisations; ten bands and classes of a tile
 TYPICAL_BYTES = {"sentinel1": 1_000_000_000, "sentinel2": 700_000_000}

@@ -36,9 +36,9 @@ from covermap.inputs import (
     seen_steps,
 )
 from covermap.loader import on_device
+from covermap.model_settings import Prediction
 from covermap.models.normalise import Normalised
 from covermap.raster import write_raster
-from covermap.settings import Prediction
 from covermap.stack import read_stack
 from covermap.trained import load_weights
 

@@ -14,8 +14,8 @@ from covermap.errors import CoverageError, ModelError
 from covermap.inputs import KEYS, SATELLITES, Meaning
 from covermap.loader import batches
 from covermap.losses import class_weights
+from covermap.model_settings import Model
 from covermap.models.normalise import Normalised, channel_statistics
-from covermap.settings import Model
 from covermap.store import TileStore
 from covermap.trained import build
 from covermap.weights import start_weights

@@ -19,6 +19,7 @@ import rasterio
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from covermap.area_settings import Composite, Masks, Period, Registration
 from covermap.composite import NO_BACKSCATTER, STEP_DB, sorting_network, to_db_steps
 from covermap.errors import ProductError
 from covermap.files import whole
@@ -37,7 +38,6 @@ from covermap.quicklook import (
 from covermap.raster import grid_of, new_raster, read_window
 from covermap.registration import Shift, combined, patch_places, patch_shift
 from covermap.scenes import Item, platform_of, sensor_of, tile_of
-from covermap.settings import Composite, Masks, Period, Registration
 
 WINDOW_ROWS, WINDOW_COLUMNS = 512, 2048  # of a reference in work at once: whole tiles of its file
 BLENDED_PIXELS = 1.5  # images that are further apart do not blend in a median

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from covermap.settings import Training
+from covermap.model_settings import Training
 
 MOMENTUM = 0.9  # of sgd
 PLATEAU_EPOCHS = 5  # without a better macro F1, after which the rate is halved

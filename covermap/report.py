@@ -25,6 +25,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from covermap import __version__
 from covermap.accuracy import AREAS_BASIS, class_areas
+from covermap.area_settings import Masks, Period
 from covermap.attribution import TAG
 from covermap.errors import ProductError
 from covermap.files import whole
@@ -42,7 +43,6 @@ from covermap.quicklook import (
 )
 from covermap.raster import grid_of
 from covermap.scenes import moment, read_listing, sensor_of
-from covermap.settings import Masks, Period
 from covermap.stack import open_stack
 from covermap.styles import TRANSPARENT, colour_table, templates, title_of
 

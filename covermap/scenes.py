@@ -16,8 +16,8 @@ from covermap.errors import CoverageError, ProductError, SettingError
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
+    from covermap.area_settings import Sentinel1, Sentinel2
     from covermap.providers import Query
-    from covermap.settings import Sentinel1, Sentinel2
 Item = dict[str, Any]
 
 SCENE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -27,9 +27,10 @@ from covermap.grid import Grid
 from covermap.inputs import must_mean
 from covermap.legend import EXCLUDED, NO_LABEL, Legend
 from covermap.loader import buffers_for, load
+from covermap.model_settings import Tiles
 from covermap.models.normalise import Normalised
 from covermap.predict import free_steps, load_together, mean_probabilities
-from covermap.settings import Tiles, first_sentence
+from covermap.section import first_sentence
 from covermap.splits import cells_of
 from covermap.store import LABEL, WEIGHT, TileStore
 

@@ -36,9 +36,9 @@ from covermap.scenes import (
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
+    from covermap.area_settings import Composite, Period
     from covermap.dates import Step
     from covermap.providers import Query
-    from covermap.settings import Composite, Period
 
 Places = dict[Hashable, dict[Hashable, list[Item]]]  # passes by tile or track, items by pass
 

@@ -19,6 +19,7 @@ import rasterio
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from covermap.area_settings import Composite, Masks, Period
 from covermap.dates import Step, steps_of
 from covermap.errors import ProductError
 from covermap.files import whole
@@ -27,7 +28,6 @@ from covermap.legend import EXCLUDED, NO_LABEL
 from covermap.models import INDICES
 from covermap.observations import Scene, clear_enough, moves_of, open_scenes, passes_of, seen_by
 from covermap.raster import TILE, grid_of, new_raster, read_pixels, read_window
-from covermap.settings import Composite, Masks, Period
 from covermap.styles import templates, title_of
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ import pandas as pd
 import shapely
 
 from covermap.grid import Grid, false_origin
-from covermap.settings import Tiles
+from covermap.model_settings import Tiles
 
 BUFFER, TRAIN, VALIDATION, TEST = range(4)
 SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}

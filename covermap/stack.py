@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from covermap import __version__
+from covermap.area_settings import Composite, Masks, Period
 from covermap.composite import (
     NO_BACKSCATTER,
     STEP_DB,
@@ -53,7 +54,6 @@ from covermap.observations import (
     views_of,
 )
 from covermap.scenes import TREND
-from covermap.settings import Composite, Masks, Period
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -17,8 +17,8 @@ from covermap.files import whole
 from covermap.grid import Grid
 from covermap.inputs import CHANNELS, KEYS, NODATA
 from covermap.legend import NO_LABEL
+from covermap.model_settings import Tiles
 from covermap.raster import read_window
-from covermap.settings import Tiles
 from covermap.splits import SPLITS, cautions
 from covermap.store import TileStore
 

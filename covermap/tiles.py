@@ -21,8 +21,8 @@ from covermap.files import whole
 from covermap.grid import Grid
 from covermap.inputs import KEYS, SATELLITES, Steps, chosen_steps, observed, seen_steps
 from covermap.legend import EXCLUDED, NO_LABEL
+from covermap.model_settings import Tiles
 from covermap.raster import read_window
-from covermap.settings import Tiles
 from covermap.splits import (
     SPLITS,
     TEST,

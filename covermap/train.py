@@ -35,10 +35,10 @@ from covermap.inputs import KEYS, Meaning
 from covermap.loader import Buffers, batches, buffers_for, draw, load, on_device, share_of, timed
 from covermap.losses import TINY, basis, targets, tile_loss
 from covermap.memory import is_out_of_memory, what_fits
+from covermap.model_settings import Model, Training
 from covermap.models.outputs import outputs_of
 from covermap.prepare import Shapes, digest, first_state, input_shapes, labelled_pixels, must_choose
 from covermap.recipe import best_epoch, is_over, learning_rate, update_average
-from covermap.settings import Model, Training
 from covermap.store import TileStore
 from covermap.taps import clear_unseen_taps
 from covermap.trained import build, load_weights, save_weights

@@ -19,10 +19,11 @@ from covermap.errors import ModelError
 from covermap.files import whole
 from covermap.inputs import Meaning, index_pairs
 from covermap.losses import evidence
+from covermap.model_settings import Model
 from covermap.models import MODELS
 from covermap.models.normalise import Normalised, seen_shapes
 from covermap.models.options import OPTIONS
-from covermap.settings import Model, first_sentence
+from covermap.section import first_sentence
 
 
 def build(model: Model, shapes: dict[str, tuple[int, int]], classes: int, meaning: Meaning) -> Normalised:

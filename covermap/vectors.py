@@ -17,7 +17,7 @@ from pyproj import CRS, Transformer
 
 from covermap.archives import BAD_ZIP, safe_members
 from covermap.errors import ProductError, SettingError
-from covermap.settings import POLYGONS, Polygons
+from covermap.label_settings import POLYGONS, Polygons
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame, GeoSeries

@@ -12,10 +12,11 @@ from rasterio.warp import transform
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from covermap.grid import Grid
+from covermap.label_settings import POLYGONS, Polygons
 from covermap.labels import LABEL_SOURCES
 from covermap.legend import EXCLUDED, NO_LABEL
 from covermap.raster import read_window, write_raster
-from covermap.settings import POLYGONS, Polygons, Section
+from covermap.section import Section
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
-    from covermap.settings import Period
+    from covermap.area_settings import Period
 
 PROVIDERS = {
     "demo": "covermap.providers.demo",

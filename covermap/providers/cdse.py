@@ -29,8 +29,8 @@ from covermap.web import Access, json_of, request
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
+    from covermap.area_settings import Provider
     from covermap.grid import Grid
-    from covermap.settings import Provider
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from covermap.providers import Query, stac
 from covermap.scenes import Item
 
 if TYPE_CHECKING:
-    from covermap.settings import Provider
+    from covermap.area_settings import Provider
 
 CATALOG = Path("resources/demo/catalog.json")
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     import requests
     from sentinelhub import DownloadRequest, SentinelHubDownloadClient, SHConfig
 
+    from covermap.area_settings import Provider
     from covermap.grid import Grid
-    from covermap.settings import Provider
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from covermap.providers import Costs, Query, told_bytes
 from covermap.scenes import Item, check_item, meets, moment, sensor_of
 
 if TYPE_CHECKING:
+    from covermap.area_settings import Provider
     from covermap.grid import Grid
-    from covermap.settings import Provider
 
 Assets = Mapping[str, dict[str, Any]]
 

@@ -40,8 +40,8 @@ from covermap.transfer import fetch_file
 from covermap.web import Access, as_prepared, failure, json_of, place, request
 
 if TYPE_CHECKING:
+    from covermap.area_settings import Provider
     from covermap.grid import Grid
-    from covermap.settings import Provider
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from rasterio.windows import Window
 
+from covermap.area_settings import Sentinel1
 from covermap.grid import Grid
 from covermap.raster import new_raster
 from covermap.sentinel1 import radiometry, safe, snap
@@ -20,7 +21,6 @@ from covermap.sentinel1.assets import ready_assets
 from covermap.sentinel1.geocoded import Geocoded
 from covermap.sentinel1.native import native_chain
 from covermap.sentinel1.terrain import check_geoid
-from covermap.settings import Sentinel1
 
 
 def process_s1(

@@ -9,12 +9,12 @@ import rasterio
 from rasterio.errors import RasterioError
 from rasterio.warp import transform_bounds
 
+from covermap.area_settings import Sentinel1
 from covermap.errors import ProductError, SettingError
 from covermap.grid import Grid
 from covermap.sentinel1 import geocoding, safe, speckle
 from covermap.sentinel1.geocoded import Geocoded
 from covermap.sentinel1.nodes import node_step, part_around, positions_in
-from covermap.settings import Sentinel1
 
 
 def ready_assets(archive: safe.Archive, grid: Grid, settings: Sentinel1) -> Geocoded:

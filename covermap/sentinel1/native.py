@@ -12,6 +12,7 @@ import numpy as np
 from pyproj import Transformer
 from rasterio.windows import Window
 
+from covermap.area_settings import Sentinel1
 from covermap.errors import CoverageError, ProductError, SettingError
 from covermap.grid import Grid
 from covermap.sentinel1 import distortion, flattening, geocoding, radiometry, safe, speckle
@@ -20,7 +21,6 @@ from covermap.sentinel1.geocoded import Geocoded
 from covermap.sentinel1.nodes import node_step, nodes, part_around
 from covermap.sentinel1.orbit import own_name, read_orbit_file
 from covermap.sentinel1.terrain import Terrain, read_dem
-from covermap.settings import Sentinel1
 from covermap.strips import in_order, strips_of
 
 log = logging.getLogger(__name__)

@@ -28,6 +28,7 @@ from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
 from shapely import to_wkt
 
+from covermap.area_settings import Sentinel1
 from covermap.errors import CoverageError, CovermapError, SettingError
 from covermap.grid import Grid, project
 from covermap.sentinel1 import gpt, native, safe
@@ -35,7 +36,6 @@ from covermap.sentinel1.geocoded import Geocoded
 from covermap.sentinel1.nodes import horizontal, positions_in
 from covermap.sentinel1.orbit import own_name, read_orbit_file
 from covermap.sentinel1.terrain import Terrain, read_dem
-from covermap.settings import Sentinel1
 from covermap.strips import strips_of
 
 log = logging.getLogger(__name__)

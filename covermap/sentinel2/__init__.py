@@ -24,6 +24,7 @@ from rasterio.io import DatasetWriter
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 
+from covermap.area_settings import Sentinel2
 from covermap.errors import CoverageError, ProductError
 from covermap.grid import Grid
 from covermap.raster import TILE, new_raster
@@ -46,7 +47,6 @@ from covermap.sentinel2.reading import (
     strips_of,
 )
 from covermap.sentinel2.safe import product_of_safe
-from covermap.settings import Sentinel2
 from covermap.strips import in_order
 
 log = logging.getLogger(__name__)

@@ -9,12 +9,12 @@ import torch
 
 from covermap.errors import CoverageError, ModelError
 from covermap.inputs import DAY, KEYS, NODATA, index_pairs
+from covermap.model_settings import Model
 from covermap.models import MODELS
 from covermap.models.normalise import Normalised, channel_statistics
 from covermap.models.options import OPTIONS
 from covermap.models.outputs import outputs_of
 from covermap.prepare import must_divide
-from covermap.settings import Model
 from covermap.trained import build, load_weights, save_weights
 
 SHAPES = {"s1": (3, 2), "s2": (2, 4)}

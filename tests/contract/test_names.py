@@ -103,8 +103,21 @@ def test_requirements_pin_what_pyproject_names():
 
 def test_light_modules_stay_light():
     heavy = {"torch", "rasterio", "xarray", "zarr", "geopandas", "sklearn", "scipy", "numba"}
-    light = ("__init__", "config", "settings", "grid", "legend", "scenes", "selection", "errors", "orbits", "dates")
-    light += ("mapbiomas", "attribution", "clms_key", "hubs", "models/__init__", "models/options", "providers/__init__")
+    light = ("__init__", "config", "section", "area_settings", "label_settings", "model_settings", "grid", "legend")
+    light += (
+        "scenes",
+        "selection",
+        "errors",
+        "orbits",
+        "dates",
+        "mapbiomas",
+        "attribution",
+        "clms_key",
+        "hubs",
+        "models/__init__",
+        "models/options",
+        "providers/__init__",
+    )
     for name in (*light, "sen2cor", "program"):
         for node in ast.parse(Path(f"covermap/{name}.py").read_text()).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -12,9 +12,9 @@ from rasterio.vrt import WarpedVRT
 from shapely.geometry import shape
 
 from covermap.grid import Grid
+from covermap.label_settings import Polygons
 from covermap.labels import from_raster, from_vector
 from covermap.legend import read_legend
-from covermap.settings import Polygons
 from covermap.weak import near_borders
 from tests.conftest import ROOT
 

@@ -13,12 +13,12 @@ from rasterio.features import rasterize
 from scipy.ndimage import map_coordinates, maximum_filter, minimum_filter
 from shapely.geometry import shape
 
+from covermap.area_settings import Period, Provider, Sentinel2
 from covermap.config import load
 from covermap.grid import Grid, area_grid, project, read_area
 from covermap.legend import read_legend
 from covermap.providers import Query, stac
 from covermap.sentinel2 import clip_s2
-from covermap.settings import Period, Provider, Sentinel2
 from tests.real.worlds import BANDS, BANDS_L1C, OFFSETS, PLACES, slovenia, terramesh
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import rasterio
 
+from covermap.area_settings import Masks
 from covermap.masks import clear_mask
 from covermap.registration import combined, moved, patch_places, patch_shift
-from covermap.settings import Masks
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 SCENES = DATA / "s2_l2a"

@@ -16,13 +16,13 @@ from rasterio.transform import from_origin
 from rasterio.windows import Window
 from scipy.interpolate import RegularGridInterpolator
 
+from covermap.area_settings import Sentinel1
 from covermap.errors import ProductError
 from covermap.grid import Grid
 from covermap.sentinel1 import distortion, flattening, geocoding, geoid, process_s1, radiometry, safe
 from covermap.sentinel1.nodes import node_step, nodes
 from covermap.sentinel1.orbit import state
 from covermap.sentinel1.terrain import Terrain, read_dem
-from covermap.settings import Sentinel1
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "s1_grd"
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real annotation is absent: {SHARED}")

@@ -9,10 +9,10 @@ import pytest
 import rasterio
 from scipy.ndimage import map_coordinates
 
+from covermap.area_settings import Sentinel2
 from covermap.raster import grid_of
 from covermap.sentinel2 import clip_s2
 from covermap.sentinel2.product import BAND_IDS
-from covermap.settings import Sentinel2
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data" / "s2_l1c"
 PAIRS = DATA / "offset_pairs"

@@ -11,12 +11,12 @@ import rasterio
 from rasterio.warp import transform as transform_points
 from scipy.ndimage import map_coordinates, maximum_filter, minimum_filter
 
+from covermap.area_settings import Composite, Masks, Period, Sentinel2
 from covermap.errors import ProductError
 from covermap.grid import Grid
 from covermap.masks import clear_mask
 from covermap.sentinel2 import clip_s2, open_product
 from covermap.sentinel2.safe import read_metadata
-from covermap.settings import Composite, Masks, Period, Sentinel2
 from covermap.stack import read_stack, stack_block
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"

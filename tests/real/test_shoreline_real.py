@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import rasterio
 
+from covermap.area_settings import Composite, Masks, Period
 from covermap.grid import Grid
 from covermap.raster import read_window, write_raster
-from covermap.settings import Composite, Masks, Period
 from covermap.shoreline import find_shoreline, mask_shoreline, sweep_shoreline
 
 from ..conftest import DATA

@@ -6,9 +6,9 @@ import rasterio
 
 from covermap.errors import SettingError
 from covermap.grid import Grid
+from covermap.label_settings import Labels
 from covermap.labels import check_overlap, rasterize_labels
 from covermap.legend import read_legend
-from covermap.settings import Labels
 from tests.conftest import ROOT
 
 # Narva: two polygons, of 12.4 and 5.75 ha by the attribute AREA

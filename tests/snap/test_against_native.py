@@ -17,10 +17,10 @@ from pyproj import Transformer
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 
+from covermap.area_settings import Sentinel1
 from covermap.grid import Grid
 from covermap.sentinel1 import process_s1, safe
 from covermap.sentinel1.gpt import find_snap
-from covermap.settings import Sentinel1
 
 pytestmark = [
     pytest.mark.long,

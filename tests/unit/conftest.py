@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from covermap.area_settings import Composite, Masks, Period
 from covermap.grid import Grid
 from covermap.raster import write_raster
-from covermap.settings import Composite, Masks, Period
 from covermap.stack import stack_block
 
 PERIOD = Period(start="2022-01-01", end="2022-02-28")

@@ -8,8 +8,8 @@ from covermap.accuracy import block_bootstrap, class_areas, confusion, evaluate,
 from covermap.errors import CoverageError, ProductError
 from covermap.grid import Grid
 from covermap.legend import Legend, LegendClass
+from covermap.model_settings import Tiles
 from covermap.raster import write_raster
-from covermap.settings import Tiles
 from covermap.splits import TEST, cell_names, split_of
 
 KEYS = ("forest", "crop", "water")

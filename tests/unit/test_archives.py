@@ -9,12 +9,12 @@ import pytest
 
 from covermap import archives
 from covermap.archives import safe_members
+from covermap.area_settings import Provider
 from covermap.errors import ProductError
 from covermap.providers import cdse_files, stac
 from covermap.providers.cdse_files import SafeFile, unpack
 from covermap.sentinel1.safe import open_product
 from covermap.sentinel2.product import open_files
-from covermap.settings import Provider
 
 NAME = "S2A_MSIL2A_20210810T100000_N0500_R022_T32UPB_20210810T120000"
 LINK = stat.S_IFLNK | 0o777

@@ -1,7 +1,7 @@
 """Whose data a map is made of."""
 
 from covermap.attribution import attribution, dated
-from covermap.settings import Labels
+from covermap.label_settings import Labels
 
 
 def labels(**given):

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from covermap.augment import generator, resampled, symmetry, vary
 from covermap.inputs import DAY, NODATA
-from covermap.settings import Augment, Model
+from covermap.model_settings import Augment, Model
 
 CPU = torch.device("cpu")
 

@@ -26,12 +26,12 @@ from shapely import from_wkt
 from shapely.geometry import MultiPolygon, Point, box, shape
 
 from covermap import patience, slots
+from covermap.area_settings import Composite, Period, Provider
 from covermap.download import check_stored, search_scenes
 from covermap.errors import DownloadError, ProductError, SettingError
 from covermap.providers import Query, cdse, cdse_access
 from covermap.providers.cdse_files import SafeFile, needed, read_manifest, unpack
 from covermap.scenes import check_item, is_grd, level_of, read_listing, sensor_of
-from covermap.settings import Composite, Period, Provider
 from covermap.simulator.landscape import make_landscape
 from covermap.simulator.overpass import ACQUISITIONS
 from covermap.simulator.sentinel1 import simulate_sentinel1_scene
@@ -419,7 +419,7 @@ def test_a_killed_fetch_leaves_no_scene_and_the_next_one_goes_on(fake, tmp_path)
     right = fetch(fake, item, tmp_path / "right.zip", ())
     code = (
         "import json, sys; from pathlib import Path; from covermap.providers import cdse\n"
-        "from covermap.settings import Provider; item, url, product = json.load(sys.stdin)\ncdse.ALL_OF_IT = 2\n"
+        "from covermap.area_settings import Provider; item, url, product = json.load(sys.stdin)\ncdse.ALL_OF_IT = 2\n"
         "cdse.fetch(item, Path(product), Provider(name='cdse', url=url), (), None)"
     )
     for answers in (1, 4, 4, 3):  # of 16 files and what leads to them

@@ -10,12 +10,12 @@ import pytest
 from shapely.geometry import box
 
 from covermap import clms, patience
+from covermap.area_settings import Mirrors
 from covermap.clms import download_urban_atlas, order_box
 from covermap.clms_key import service_key
 from covermap.errors import CoverageError, DownloadError, ProductError, SettingError
 from covermap.grid import Grid
 from covermap.labels import from_urban_atlas
-from covermap.settings import Mirrors
 from tests.servers.clms import PEM, FakeClms, serve
 
 GRID = Grid(crs="EPSG:32631", left=450_000, top=5_410_020, width=40, height=40)  # Paris

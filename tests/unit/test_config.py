@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from covermap.area_settings import Period
 from covermap.config import (
     check_files,
     check_maps,
@@ -19,7 +20,8 @@ from covermap.config import (
     schema,
 )
 from covermap.errors import SettingError
-from covermap.settings import PATTERNS, Labels, Period
+from covermap.label_settings import Labels
+from covermap.section import PATTERNS
 
 ATLAS = {"source": "urban_atlas", "path": "auto", "year": 2018}
 AUTO = {

@@ -4,9 +4,9 @@ from datetime import date
 
 import pytest
 
+from covermap.area_settings import Composite, Period
 from covermap.dates import in_season, step_of, steps_of
 from covermap.errors import CoverageError, SettingError
-from covermap.settings import Composite, Period
 
 PERIOD = Period(start="2021-11-10", end="2022-04-20")
 DAYS = [date(2022, 3, 5), date(2021, 11, 20), date(2022, 1, 2), date(2021, 11, 20), date(2023, 1, 1)]

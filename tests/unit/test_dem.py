@@ -12,11 +12,11 @@ import rasterio
 from rasterio.transform import from_origin
 
 from covermap import remote
+from covermap.area_settings import Mirrors
 from covermap.dem import download_dem, tile_name, widening
 from covermap.errors import DownloadError, ProductError, SettingError
 from covermap.grid import Grid
 from covermap.sentinel1.terrain import read_dem
-from covermap.settings import Mirrors
 from covermap.terrain_layers import elevation_and_slope
 from tests.servers.bucket import bucket
 
@@ -174,7 +174,7 @@ from pathlib import Path
 from covermap import remote
 from covermap.dem import download_dem
 from covermap.grid import Grid
-from covermap.settings import Mirrors
+from covermap.area_settings import Mirrors
 remote.PART_PIXELS = 512
 download_dem(Path(sys.argv[1]), Grid.model_validate_json(sys.argv[2]), Mirrors(glo30=sys.argv[3], glo90=sys.argv[4]))
 """

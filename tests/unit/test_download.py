@@ -10,6 +10,7 @@ import pytest
 from rasterio.io import MemoryFile
 from shapely.geometry import box, mapping
 
+from covermap.area_settings import Composite, Period, Provider
 from covermap.download import download_scene, search_scenes
 from covermap.errors import CoverageError, ProductError, SettingError
 from covermap.files import stamp
@@ -17,7 +18,6 @@ from covermap.grid import area_grid
 from covermap.providers import Query, demo, stac
 from covermap.scenes import read_listing
 from covermap.selection import newest_baseline
-from covermap.settings import Composite, Period, Provider
 
 AREA = box(10.2, 50.2, 10.4, 50.4)
 AUGUST = Period(start="2021-08-01", end="2021-08-31")

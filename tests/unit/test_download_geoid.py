@@ -8,10 +8,10 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
+from covermap.area_settings import Sentinel1
 from covermap.errors import DownloadError, SettingError
 from covermap.sentinel1 import geoid, process_s1
 from covermap.sentinel1.geoid import download_geoid, open_geoid
-from covermap.settings import Sentinel1
 from tests.servers.bucket import bucket
 from tests.unit.sentinel1_world import GRID, read, write_dem, write_safe
 

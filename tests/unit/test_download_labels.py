@@ -13,11 +13,11 @@ import rasterio
 from rasterio.transform import from_origin
 
 from covermap import remote
+from covermap.area_settings import Mirrors
 from covermap.errors import CoverageError, DownloadError, ProductError
 from covermap.grid import Grid
 from covermap.labels import download_labels, from_raster
 from covermap.mapbiomas import BIOMES, COLLECTIONS, addresses, why_not
-from covermap.settings import Mirrors
 from tests.servers.bucket import bucket
 
 PIXEL_DEG = 0.000269494585235856472  # of MapBiomas at 30 m

@@ -14,8 +14,8 @@ from shapely.geometry import LineString, Point, Polygon, box
 from covermap.burn import burn
 from covermap.errors import CoverageError, ProductError, SettingError
 from covermap.grid import Grid
+from covermap.label_settings import Labels, Polygons
 from covermap.labels import LABEL_SOURCES, check_overlap, from_raster, from_vector, rasterize_labels
-from covermap.settings import Labels, Polygons
 
 CRS = "EPSG:32721"
 BLOCK = Grid(crs=CRS, left=780_000, top=8_500_020, width=8, height=6)

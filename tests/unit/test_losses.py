@@ -23,10 +23,10 @@ from covermap.losses import (
     robust,
     tile_loss,
 )
+from covermap.model_settings import Model, Training
 from covermap.models import CLASS_WEIGHTS, LOSSES
 from covermap.models.normalise import Normalised
 from covermap.models.outputs import Output
-from covermap.settings import Model, Training
 
 KLINGENBERG = np.array([13_247, 581_782, 866_153, 90_385, 715_608, 11_759, 41_714])  # pixels, Sefrin et al. 2021
 PLAIN = Training()

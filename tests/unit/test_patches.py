@@ -21,8 +21,10 @@ from covermap.augment import symmetry
 from covermap.errors import CoverageError, CovermapError, ModelError, ProductError, SettingError
 from covermap.grid import Grid
 from covermap.inputs import must_mean
+from covermap.label_settings import Images
 from covermap.legend import Legend, LegendClass
 from covermap.loader import buffers_for, draw, load
+from covermap.model_settings import Tiles
 from covermap.patches import (
     draw_patches,
     find_images,
@@ -33,7 +35,6 @@ from covermap.patches import (
     spatial_splits,
     with_class,
 )
-from covermap.settings import Images, Tiles
 from covermap.splits import TEST, TRAIN, VALIDATION, split_of
 from covermap.store import TileStore
 

@@ -5,9 +5,9 @@ import json
 import pytest
 from shapely.geometry import box, mapping
 
+from covermap.area_settings import Period, Provider
 from covermap.grid import area_grid
 from covermap.plan import plan
-from covermap.settings import Period, Provider
 
 AREA = box(10.0, 50.0, 10.2, 50.1)
 BANDS = {"sentinel1": ("VV", "VH"), "sentinel2": ("B02", "SCL")}

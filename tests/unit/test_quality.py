@@ -8,6 +8,7 @@ from PIL import Image
 from scipy.fft import fft2, fftfreq, ifft2
 from scipy.ndimage import gaussian_filter
 
+from covermap.area_settings import Masks, Period, Registration
 from covermap.errors import ProductError
 from covermap.grid import Grid
 from covermap.masks import clear_mask
@@ -28,7 +29,6 @@ from covermap.quicklook import (
     scale_bar,
 )
 from covermap.raster import read_window, write_raster
-from covermap.settings import Masks, Period, Registration
 
 GRID = Grid(crs="EPSG:32721", left=640_000, top=8_480_000, width=256, height=256)
 YEAR = Period(start=date(2021, 1, 1), end=date(2021, 12, 31))

@@ -12,6 +12,7 @@ import rasterio
 from PIL import Image
 from rasterio.enums import Resampling
 
+from covermap.area_settings import Composite, Masks, Period
 from covermap.errors import ProductError
 from covermap.grid import Grid
 from covermap.legend import Legend, LegendClass
@@ -31,7 +32,6 @@ from covermap.report import (
     report,
     survey_stacks,
 )
-from covermap.settings import Composite, Masks, Period
 from covermap.stack import stack_block
 
 LEGEND = Legend(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from shapely.geometry import box, mapping
 
+from covermap.area_settings import Sentinel1
 from covermap.errors import CoverageError, ProductError, SettingError
 from covermap.scenes import (
     footprint,
@@ -19,7 +20,6 @@ from covermap.scenes import (
     tile_of,
     track_of,
 )
-from covermap.settings import Sentinel1
 
 
 def item(name="S2A_MSIL2A_20210801T135111_N0301_R024_T21LZC_20210801T160000", outline=None, **properties):

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from covermap.area_settings import Composite, Masks
 from covermap.augment import generator, vary
 from covermap.config import load
 from covermap.errors import SettingError
 from covermap.inputs import NODATA, categories_of, meaning_of
+from covermap.model_settings import Augment
 from covermap.models.normalise import Normalised, channel_statistics, seen_shapes
-from covermap.settings import Augment, Composite, Masks
 from covermap.stack import open_stack
 from tests.unit.test_config import edited, settings, shipped, with_terrain  # noqa: F401 (fixtures)
 from tests.unit.test_stack import GRID, build, quality, s2_scene, whole_stack

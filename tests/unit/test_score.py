@@ -16,11 +16,11 @@ from covermap.errors import CoverageError, ModelError, ProductError
 from covermap.files import whole
 from covermap.grid import Grid
 from covermap.legend import Legend, LegendClass
+from covermap.model_settings import Model, Tiles
 from covermap.models.normalise import Normalised
 from covermap.models.unet import Unet
 from covermap.predict import mean_probabilities
 from covermap.score import HELD_OUT, Judged, cells_of_tile, gain, score_tiles, tally, told
-from covermap.settings import Model, Tiles
 from covermap.store import TileStore, new_store, places_digest
 from covermap.trained import build, load_weights, read_weights, save_weights
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from shapely.geometry import box, mapping
 
+from covermap.area_settings import Composite, Period, Sentinel2
 from covermap.providers import Query
 from covermap.scenes import meets, met_by, optical_bands, told_gaps
 from covermap.selection import at_most, doubtful_months, gaps
-from covermap.settings import Composite, Period, Sentinel2
 
 AREA = box(10, 50, 11, 51)
 SPRING = Period(start="2022-03-01", end="2022-05-31")

@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from covermap.area_settings import Composite, Masks
 from covermap.errors import ModelError
 from covermap.inputs import chosen_steps, dates_of, meaning_of, must_mean, numbers_of, seen_steps
+from covermap.model_settings import Model, Prediction, Tiles
 from covermap.predict import CONFIDENCE_NODATA, Source, load_together, predict_block, read_lattice, shapes_in
 from covermap.raster import read_window, write_raster
-from covermap.settings import Composite, Masks, Model, Prediction, Tiles
 from covermap.stack import read_stack, stack_block
 from covermap.store import pack_tiles
 from covermap.tiles import index_tiles

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from rasterio.transform import from_origin
 
+from covermap.area_settings import Sentinel1
 from covermap.errors import CoverageError, ProductError, SettingError
 from covermap.sentinel1 import process_s1
-from covermap.settings import Sentinel1
 from tests.unit.sentinel1_world import (
     GRID,
     SIGMA0,

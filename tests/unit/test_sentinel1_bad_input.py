@@ -13,11 +13,11 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
+from covermap.area_settings import Sentinel1
 from covermap.errors import CoverageError, CovermapError, ProductError, SettingError
 from covermap.grid import Grid
 from covermap.sentinel1 import process_s1
 from covermap.sentinel1.xml import LARGEST
-from covermap.settings import Sentinel1
 from tests.unit.sentinel1_world import (
     GRID,
     LATITUDE,

@@ -10,10 +10,10 @@ import rasterio
 from pyproj import Transformer
 from rasterio.transform import from_origin
 
+from covermap.area_settings import Sentinel1
 from covermap.grid import Grid
 from covermap.sentinel1 import process_s1, radiometry
 from covermap.sentinel1.distortion import LAYOVER, SHADOW
-from covermap.settings import Sentinel1
 from tests.unit.sentinel1_world import (
     GRID,
     INTERVAL_S,

@@ -15,13 +15,13 @@ from rasterio.warp import transform as transform_points
 from scipy.ndimage import map_coordinates, maximum_filter, minimum_filter
 
 from covermap import sentinel2
+from covermap.area_settings import Sentinel2
 from covermap.errors import CoverageError, ProductError
 from covermap.grid import Grid
 from covermap.scenes import baseline_of
 from covermap.sentinel2 import clip_s2, reading, reflectance_steps
 from covermap.sentinel2.item import band_of
 from covermap.sentinel2.safe import read_metadata
-from covermap.settings import Sentinel2
 
 NAME = "S2A_MSIL2A_20220510T140101_N0400_R067_T21LXF_20220510T201010.SAFE"
 FOREIGN = "S2A_MSIL2A_20220510T140101_N0400_R067_T21LYF_20220510T201010.SAFE"

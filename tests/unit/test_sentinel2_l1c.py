@@ -11,12 +11,12 @@ import rasterio
 from rasterio.transform import from_origin
 from rasterio.warp import transform as transform_points
 
+from covermap.area_settings import Sentinel2
 from covermap.errors import ProductError, SettingError
 from covermap.grid import Grid
 from covermap.sentinel2 import clip_s2, clouds
 from covermap.sentinel2.product import BAND_IDS
 from covermap.sentinel2.safe import PIXELS_M, read_metadata
-from covermap.settings import Sentinel2
 
 NAME = "S2B_MSIL1C_20200406T101559_N0209_R065_T32UPC_20200406T130159.SAFE"
 GRANULE = "GRANULE/L1C_T32UPC_A016107_20200406T101807"

@@ -14,13 +14,13 @@ import rasterio
 from rasterio.transform import from_bounds
 from shapely.geometry import box, mapping
 
+from covermap.area_settings import Period, Provider, Sentinel1, Sentinel2
 from covermap.download import download_scene
 from covermap.errors import CoverageError, DownloadError, ProductError, SettingError
 from covermap.grid import Grid, area_grid
 from covermap.providers import Query, sentinelhub
 from covermap.sentinel1 import process_s1
 from covermap.sentinel2 import clip_s2
-from covermap.settings import Period, Provider, Sentinel1, Sentinel2
 from tests.servers.sentinelhub import PROCESS, SEARCH, TOKEN, Refused, serve_hub, validated
 
 CRS = "EPSG:32632"
@@ -309,7 +309,7 @@ import json, sys
 from pathlib import Path
 from covermap.grid import Grid
 from covermap.providers import sentinelhub
-from covermap.settings import Provider
+from covermap.area_settings import Provider
 
 sentinelhub.LARGEST_PIXELS = 150
 item, grid, url, product = json.loads(sys.argv[1])

@@ -12,12 +12,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from covermap.area_settings import Composite, Masks, Period
 from covermap.config import load
 from covermap.errors import ProductError, SettingError
 from covermap.grid import Grid
 from covermap.masks import clear_mask
 from covermap.raster import read_window, write_raster
-from covermap.settings import Composite, Masks, Period
 from covermap.shoreline import (
     NEVER_CLEAR,
     draw_sweep,

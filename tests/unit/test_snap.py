@@ -16,10 +16,10 @@ from defusedxml.ElementTree import parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from covermap.area_settings import Sentinel1
 from covermap.errors import CoverageError, CovermapError, ProductError, SettingError
 from covermap.sentinel1 import safe, snap
 from covermap.sentinel1.gpt import command_line, find_snap, run_gpt
-from covermap.settings import Sentinel1
 from tests.unit.sentinel1_world import GRID, height, write_dem, write_eof, write_safe, zipped
 
 STAND_IN = r'''

@@ -21,9 +21,9 @@ from covermap.config import contemporaries, held_out_area, load, model_legend
 from covermap.errors import CoverageError, SettingError
 from covermap.grid import Grid
 from covermap.legend import EXCLUDED
+from covermap.model_settings import Model, Tiles
 from covermap.models.options import OPTIONS
 from covermap.raster import write_raster
-from covermap.settings import Model, Tiles
 from covermap.splits import (
     SPLITS,
     TEST,

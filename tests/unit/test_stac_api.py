@@ -12,13 +12,13 @@ from affine import Affine
 from rasterio.warp import transform_geom
 from shapely.geometry import box, mapping
 
+from covermap.area_settings import Composite, Period, Provider, Sentinel2
 from covermap.download import JP2_START, download_scene, search_scenes
 from covermap.errors import CoverageError, DownloadError, ProductError, SettingError
 from covermap.grid import area_grid
 from covermap.providers import Query, stac, stac_api
 from covermap.scenes import read_listing
 from covermap.sentinel2 import clip_s2
-from covermap.settings import Composite, Period, Provider, Sentinel2
 from tests.servers.stac import serve_stac
 
 CRS, LEFT, TOP, SIDE_M = "EPSG:32632", 600_000, 5_600_040, 12_000

@@ -13,6 +13,7 @@ import rioxarray  # noqa: F401  (gives datasets their .rio)
 import xarray
 import zarr
 
+from covermap.area_settings import Composite, Masks, Period
 from covermap.composite import (
     composite_power,
     composite_reflectance,
@@ -28,7 +29,6 @@ from covermap.composite import (
 from covermap.errors import ProductError, SettingError
 from covermap.grid import Grid
 from covermap.raster import write_raster
-from covermap.settings import Composite, Masks, Period
 from covermap.stack import open_stack, read_stack, stack_block
 
 GRID = Grid(crs="EPSG:32721", left=600000, top=8000040, width=300, height=300)

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 from covermap.errors import ModelError, ProductError
 from covermap.grid import Grid
 from covermap.loader import batches, buffers_for, draw, load, timed
+from covermap.model_settings import Tiles
 from covermap.raster import read_window, write_raster
-from covermap.settings import Tiles
 from covermap.store import TileStore, _open, _windows, dates_of, new_store, pack_tiles
 from covermap.tiles import index_tiles
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from covermap.errors import CoverageError
 from covermap.grid import Grid
 from covermap.legend import EXCLUDED
+from covermap.model_settings import Tiles
 from covermap.raster import read_window, write_raster
-from covermap.settings import Tiles
 from covermap.splits import BUFFER, SPLITS, cell_names, split_of
 from covermap.tiles import index_tiles, suitable, tile_table
 from tests.unit.conftest import BANDS, stack_of

@@ -16,17 +16,18 @@ from shapely.geometry import box, mapping
 import covermap.baseline
 import covermap.predict
 import covermap.train
+from covermap.area_settings import Composite, Masks, Period
 from covermap.baseline import map_baseline
 from covermap.errors import CoverageError, ModelError
 from covermap.grid import project
 from covermap.legend import Legend, LegendClass
+from covermap.model_settings import Model, Prediction, Tiles
 from covermap.models.unet import Unet
 from covermap.mosaic import mosaic
 from covermap.predict import CONFIDENCE_NODATA, blend_weights, predict_block, window_starts
 from covermap.prepare import labelled_pixels, prepare
 from covermap.raster import read_window, write_raster
 from covermap.recipe import learning_rate
-from covermap.settings import Composite, Masks, Model, Period, Prediction, Tiles
 from covermap.stack import stack_block
 from covermap.store import TileStore, new_store, pack_tiles, places_digest
 from covermap.tiles import index_tiles

@@ -31,11 +31,11 @@ from covermap.errors import CoverageError, ModelError
 from covermap.events import NAMES, event_file
 from covermap.loader import share_of
 from covermap.memory import is_out_of_memory
+from covermap.model_settings import Model, Training
 from covermap.models import MODELS
 from covermap.models.outputs import Output
 from covermap.prepare import input_shapes
 from covermap.recipe import is_over, learning_rate, optimiser_of, plateaus, update_average
-from covermap.settings import Model, Training
 from covermap.store import TileStore, new_store, places_digest
 from covermap.train import order_of, seed_networks, train
 from covermap.trained import load_weights

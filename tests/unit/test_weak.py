@@ -7,8 +7,8 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
+from covermap.label_settings import LabelMap, Labels, Polygons, Weak
 from covermap.labels import rasterize_labels
-from covermap.settings import LabelMap, Labels, Polygons, Weak
 from covermap.weak import Reading, map_pixel_m, near_borders, weaken_labels
 
 from .test_labels import BLOCK, CODES, square, write_polygons, write_raster

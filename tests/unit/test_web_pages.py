@@ -3,9 +3,9 @@
 import pytest
 from shapely.geometry import box
 
+from covermap.area_settings import Period, Provider
 from covermap.errors import DownloadError
 from covermap.providers import Query, cdse, cdse_access, sentinelhub, stac, stac_api
-from covermap.settings import Period, Provider
 from covermap.web import json_of, request
 from tests.unit.test_transfer import saying
 

@@ -12,8 +12,8 @@ from safetensors.torch import save, save_file
 
 from covermap.errors import DownloadError, ModelError, SettingError
 from covermap.hubs import RGB, TOA, TORCHGEO, HubFile, Scale, hub_file
+from covermap.model_settings import Model
 from covermap.models.zoo import declare_missing_operators
-from covermap.settings import Model
 from covermap.trained import build, save_weights
 from covermap.weights import Entry, download_weights, entries, first_layer, read_tensors, start_weights
 from tests.servers.hub import hub

@@ -15,9 +15,9 @@ from rasterio.features import geometry_mask
 from rio_cogeo.cogeo import cog_validate
 from scipy import ndimage
 
+from covermap.area_settings import Provider
 from covermap.config import load
 from covermap.grid import area_blocks, area_grid, project, read_area
-from covermap.settings import Provider
 from covermap.simulator.backscatter import backscatter, slope_factor
 from covermap.simulator.landscape import make_landscape
 from covermap.simulator.viewing import acquire

@@ -16,9 +16,9 @@ from rasterio.shutil import copy
 from shapely.affinity import translate
 from shapely.geometry import mapping, shape
 
+from covermap.area_settings import Period, Provider
 from covermap.grid import read_area
 from covermap.providers import Query, stac, stac_api
-from covermap.settings import Period, Provider
 from tests.conftest import small_settings
 from tests.servers.pgstac import missing, serve_pgstac
 from tests.servers.stac import serve_stac

@@ -11,16 +11,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from shapely.geometry import box
 
+from covermap.area_settings import Masks
 from covermap.config import load, model_legend
 from covermap.grid import Grid
 from covermap.inputs import KEYS
 from covermap.legend import read_legend
+from covermap.model_settings import Tiles
 from covermap.models.options import OPTIONS
 from covermap.models.zoo import declare_missing_operators
 from covermap.patches import index_patches, pack_patches
 from covermap.predict import predict_block
 from covermap.raster import read_window, write_raster
-from covermap.settings import Masks, Tiles
 from covermap.stack import stack_block
 from covermap.store import TileStore, pack_tiles
 from covermap.tiles import index_tiles

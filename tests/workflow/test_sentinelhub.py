@@ -9,13 +9,13 @@ import pytest
 import rasterio
 from rasterio.transform import from_bounds
 
+from covermap.area_settings import Provider
 from covermap.config import load
 from covermap.download import download_scene
 from covermap.grid import area_grid, read_area
 from covermap.providers import Query, sentinelhub
 from covermap.sentinel1 import process_s1
 from covermap.sentinel2 import clip_s2
-from covermap.settings import Provider
 
 from ..conftest import small_settings
 from ..servers.sentinelhub import Asked, serve_hub

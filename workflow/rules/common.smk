@@ -41,7 +41,7 @@ from covermap.scenes import (
     told_gaps,
 )
 from covermap.selection import gaps, pinned_items
-from covermap.settings import Images
+from covermap.label_settings import Images
 from covermap.step import has_gpu
 
 
