@@ -9,11 +9,13 @@ from pathlib import Path
 
 from covermap.recipe import Row
 
+F1 = "f1_"  # begins the columns of the classes
 NAMES = {  # under which TensorBoard shows the columns of the log
     "train_loss": "loss/training",
     "val_loss": "loss/validation",
     "val_overall": "validation/overall",
     "val_macro_f1": "validation/macro_f1",
+    "val_kappa": "validation/kappa",
     "learning_rate": "training/learning_rate",
     "tiles_per_s": "training/tiles_per_s",
     "waiting": "training/waiting",
@@ -32,7 +34,8 @@ def event_file(path: Path, rows: Sequence[Row]) -> Iterator[Callable[[Row], None
     from tensorboardX.record_writer import RecordWriter
 
     def add(row: Row, at: float | None = None) -> None:
-        values = [Summary.Value(tag=tag, simple_value=row[name]) for name, tag in NAMES.items()]
+        tags = NAMES | {name: f"f1/{name.removeprefix(F1)}" for name in row if name.startswith(F1)}
+        values = [Summary.Value(tag=tag, simple_value=row[name]) for name, tag in tags.items()]
         event = Event(wall_time=at or time.time(), step=int(row["epoch"]), summary=Summary(value=values))
         writer.write(event.SerializeToString())
         writer.flush()

@@ -29,7 +29,7 @@ from covermap.augment import generator, symmetry, vary
 from covermap.checkpoint import State, load_outcome, load_state, not_finite, save_state
 from covermap.devices import alone_on, on_all_devices, use_device
 from covermap.errors import ModelError
-from covermap.events import event_file
+from covermap.events import F1, event_file
 from covermap.files import unfinished, whole
 from covermap.inputs import KEYS, Meaning
 from covermap.loader import Buffers, batches, buffers_for, draw, load, on_device, share_of, timed
@@ -51,8 +51,8 @@ log = logging.getLogger(__name__)
 LOOK_STEPS = 20  # after so many, losses are brought from the device and looked at
 CHECKPOINT_S = 600  # between checkpoints within an epoch
 LOG_COLUMNS = (
-    "epoch", "train_loss", "val_loss", "val_overall", "val_macro_f1", "learning_rate", "seconds", "waiting",
-    "tiles_per_s",
+    "epoch", "train_loss", "val_loss", "val_overall", "val_macro_f1", "val_kappa", "learning_rate", "seconds",
+    "waiting", "tiles_per_s",
 )  # fmt: skip
 
 Metrics = dict[str, Any]
@@ -176,13 +176,13 @@ def run_epochs(job: Job, parts: Path, training: TileStore, validation: TileStore
     with event_file(parts / "events.tfevents", state.rows) if writes else nullcontext(_nothing) as tell:
         while not is_over(job.model.training, state.rows):
             run_epoch(job, training)
-            confusion = end_epoch(job, training, validation)
+            confusion = end_epoch(job, training, validation, classes)
             if best_epoch(state.rows) == len(state.rows):
                 state.confusion = confusion
                 if writes:
                     save_weights(parts / "best.safetensors", state.shown, job.model, classes)
             job.keep()
-            log.info(" ".join(f"{key} {value:.4g}" for key, value in state.rows[-1].items()))
+            log.info(" ".join(f"{key} {state.rows[-1][key]:.4g}" for key in LOG_COLUMNS))
             tell(state.rows[-1])
 
 
@@ -323,7 +323,7 @@ def looked_at(job: Job, pending: list[Tensor]) -> list[float]:
     return values
 
 
-def end_epoch(job: Job, training: TileStore, validation: TileStore) -> Tensor:
+def end_epoch(job: Job, training: TileStore, validation: TileStore, classes: list[str]) -> Tensor:
     """Validate, add the epoch to the log and begin the next one; the confusion of the validation tiles."""
     state, recipe = job.state, job.model.training
     start = perf_counter()
@@ -335,12 +335,15 @@ def end_epoch(job: Job, training: TileStore, validation: TileStore) -> Tensor:
         loss,
         scored["overall"] or 0.0,
         scored["macro_f1"] or 0.0,
+        scored["kappa"] or 0.0,
         state.optimiser.param_groups[0]["lr"],
         state.seconds + perf_counter() - start,
         state.waited_s / state.seconds,
         (recipe.steps * recipe.batch if recipe.steps else len(training)) / state.seconds,
     )
-    state.rows.append(dict(zip(LOG_COLUMNS, values, strict=True)))
+    by_class = zip(classes, scored["classes"], strict=True)
+    f1 = {f"{F1}{key}": math.nan if entry["f1"] is None else entry["f1"] for key, entry in by_class}
+    state.rows.append(dict(zip(LOG_COLUMNS, values, strict=True)) | f1)
     state.losses, state.seconds, state.waited_s = [], 0.0, 0.0
     return confusion
 
@@ -391,7 +394,7 @@ def finish(
     net, _ = load_weights(parts / "best.safetensors", torch.device("cpu"))
     rows, confusion = load_outcome(parts / "latest.pt")
     with whole(training_log) as part, open(part, "w", newline="") as file:
-        writer = csv.DictWriter(file, LOG_COLUMNS)
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     summary = {

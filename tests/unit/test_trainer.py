@@ -330,6 +330,8 @@ def test_the_files_of_a_training_agree(tiles, tmp_path):
     assert best.val_macro_f1 == rows.val_macro_f1.max() == pytest.approx(told["validation"]["macro_f1"])
     confusion = np.array(told["validation"]["confusion"])
     assert confusion.sum() == 7 * 256 and confusion.trace() / confusion.sum() == pytest.approx(best.val_overall)
+    assert best.val_kappa == pytest.approx(told["validation"]["kappa"])
+    assert {key: best[f"f1_{key}"] for key in CLASSES} == pytest.approx(told["validation"]["f1"])
     assert set(told["validation"]["iou"]) == set(CLASSES) and told["without_training_pixels"] == []
     assert (rows.waiting.between(0, 1) & (rows.tiles_per_s > 0)).all()
     assert curves.read_bytes().startswith(b"\x89PNG")
@@ -337,7 +339,8 @@ def test_the_files_of_a_training_agree(tiles, tmp_path):
     assert version.file_version == "brain.Event:2" and [event.step for event in epochs] == [1, 2, 3]
     for event, (_, row) in zip(epochs, rows.iterrows(), strict=True):
         values = {value.tag: value.simple_value for value in event.summary.value}
-        assert values == pytest.approx({tag: row[name] for name, tag in NAMES.items()}, rel=1e-6)
+        of_classes = {f"f1/{key}": row[f"f1_{key}"] for key in CLASSES}
+        assert values == pytest.approx({tag: row[name] for name, tag in NAMES.items()} | of_classes, rel=1e-6)
     header = json.loads(safe_open(weights, "pt").metadata()["covermap"])
     assert set(header) == {"model", "shapes", "meaning", "classes"}
 
@@ -358,8 +361,9 @@ def test_the_events_of_a_resumed_run_are_whole(tmp_path):
 
 def test_a_class_that_is_never_seen_is_told(tmp_path, caplog):
     bare = make(tmp_path / "tiles", classes=(1, 2))
-    metrics = json.loads(run(bare, tmp_path / "a", model_of(epochs=1))[1].read_text())
-    assert metrics["without_training_pixels"] == ["field"]
+    _, metrics, log, *_ = run(bare, tmp_path / "a", model_of(epochs=1))
+    assert json.loads(metrics.read_text())["without_training_pixels"] == ["field"]
+    assert pd.read_csv(log).f1_field.isna().all() or (pd.read_csv(log).f1_field == 0).all()
     assert "no training tile has a pixel of field" in caplog.text
 
 
