@@ -28,6 +28,7 @@ rule all:
     default_target: True
     input:
         expand("results/maps/{aoi}.tif", aoi=CFG.targets),
+        expand("results/maps/{aoi}.json", aoi=CFG.targets),
         expand("results/reports/{aoi}.html", aoi=CFG.targets),
 
 

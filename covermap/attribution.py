@@ -37,7 +37,12 @@ def attribution(provider: str, heights: bool, labels: Iterable[LabelMap | None])
     if provider == "demo":
         return SIMULATED
     scenes = f"{SENTINEL} {YEARS}" + "/Sentinel Hub" * (provider == "sentinelhub")
-    return "; ".join([scenes, *[f"heights {GLO30}"] * heights, *sorted({*map(_of_labels, labels)} - {""})])
+    return "; ".join([scenes, *[f"heights {GLO30}"] * heights, *filter(None, [attribution_of_labels(labels)])])
+
+
+def attribution_of_labels(labels: Iterable[LabelMap | None]) -> str:
+    """Whose labels a network learned from; of files nobody knows whose they are, Urban Atlas apart."""
+    return "; ".join(sorted({*map(_of_labels, labels)} - {""}))
 
 
 def dated(told: str, scenes: Iterable[Item]) -> str:

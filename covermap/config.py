@@ -22,9 +22,10 @@ from pydantic import (
 from covermap.area_settings import Aoi, Composite, Masks, Mirrors, Period, Registration, Sentinel1, Sentinel2, Simulator
 from covermap.dates import Step, step_names, steps_of
 from covermap.errors import SettingError
+from covermap.grid import PIXEL_M
 from covermap.label_settings import LabelMap, Labels, Patches
 from covermap.legend import Legend, read_legend
-from covermap.model_settings import Model, Tiles
+from covermap.model_settings import Model, Tiles, halo_pixels
 from covermap.models import INDICES
 from covermap.models.options import OPTIONS
 from covermap.section import Name, Section, Unique, first_sentence
@@ -39,7 +40,7 @@ PARTS = {"fcn_lstm": ("fcn",)}
 SIZES = ("width", "depth", "encoder", "branch", "as_published")
 MANY = 12  # names, of which an error shows those alone that are like the wrong one
 # What a model that applies others' weights may set: all else is what these were taught with
-OF_APPLIED = ("weights", "months", "dates", "test_on", "prediction")
+OF_APPLIED = ("weights", "months", "dates", "test_on", "prediction", "postprocess")
 # What decides which tiles there are, and what they hold, besides `tiles` itself
 OF_TILES = ("train_on", "test_on", "sensors", "months", "dates")
 SENSOR_SECTIONS = ("sentinel1", "sentinel2", "masks", "composite", "registration")
@@ -81,8 +82,9 @@ class Config(Section):
             _must_know(f"aois.{name}.model", aoi.model, self.models)
             if aoi.model in self.classifiers:
                 raise ValueError(
-                    f"aois.{name}.model is {aoi.model!r}, which learns from patches and maps no pixels: name a model "
-                    "that learns from areas"
+                    f"aois.{name}.model is {aoi.model!r}, which learns from patches, while the map of an area is "
+                    f"compared with labels of its own: name a model that learns from areas, and ask for "
+                    f"results/maps/{name}/{aoi.model}.tif beside it"
                 )
             for section in SENSOR_SECTIONS:
                 self.section(section, name)
@@ -656,6 +658,16 @@ def _check_models(config: Config) -> None:
                     check_classes(config, aoi.model, labels)
                 except SettingError as error:
                     raise SettingError(f"aois.{name}.{key}.legend: {error}") from None
+    for name, model in config.models.items():
+        try:
+            halo_pixels(model.postprocess, PIXEL_M)
+        except SettingError as error:
+            raise SettingError(f"models.{name}.{error}") from None
+        if name in config.classifiers and model.postprocess.crf:
+            raise SettingError(
+                f"models.{name}.postprocess.crf is set, but the network gives one class to a window, not to each "
+                "pixel: remove it"
+            )
     for name in config.classifiers:
         model_legend(config, name)
     for name, model in config.models.items():
@@ -738,12 +750,33 @@ def held_out_area(config: Config, aoi: str, model: str) -> str | None:
     return aoi
 
 
-def check_maps(config: Config, model: str) -> None:
-    """Refuse to map an area with a network that gives a class to a whole patch."""
-    if model in config.classifiers:
+def check_maps(config: Config, aoi: str, model: str) -> None:
+    """Refuse to map an area with a classifier of patches whose inputs it does not have."""
+    if model not in config.classifiers:
+        return
+    patches, optics = config.patches[config.models[model].train_on[0]], config.optics_of(aoi)
+    given = f"models.{model} learns from patches of one step"
+    if "sentinel2" not in config.aois[aoi].sensors:
+        raise SettingError(f"{given} of sentinel2, which aois.{aoi}.sensors lacks: add it there")
+    if missing := [band for band in patches.bands if band not in optics.bands]:
         raise SettingError(
-            f"models.{model} learns from patches and gives one class to a whole patch, so it maps no area: ask for the "
-            "map of a model that learns from areas"
+            f"{given} with band {missing[0]}, but sentinel2.bands of aois.{aoi} has {', '.join(optics.bands)}: add it "
+            "there"
+        )
+    if patches.level not in ("RGB8", optics.level):
+        raise SettingError(
+            f"{given} of {patches.level}, but sentinel2.level of aois.{aoi} is {optics.level}: give the area this level"
+        )
+    composite = config.composite_of(aoi)
+    if composite.every != "period" or len(composite.dates) > 1:
+        raise SettingError(
+            f"{given}, but composite.every of aois.{aoi} is {composite.every} with {len(composite.dates)} dates: set "
+            "it to period, without dates"
+        )
+    if "window_pixels" not in config.models[model].prediction.model_fields_set:
+        raise SettingError(
+            f"{given}, but models.{model}.prediction.window_pixels is not set: set it to the side of its images, such "
+            "as 64"
         )
 
 

@@ -21,6 +21,10 @@ class ModelError(CovermapError):
     """A network cannot be trained or applied with what it was given."""
 
 
+class RoomError(CovermapError):
+    """The disk is full, or something else keeps a file from being written."""
+
+
 class DownloadError(CovermapError):
     """A server or the way to it failed, or what came is not the file: names host and path, never a query or a header.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,23 +17,29 @@ from pathlib import Path
 def whole(output: Path) -> Iterator[Path]:
     """A name to write ``output`` under; it takes its own name when the block ends well, and is removed otherwise."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    for stale in output.parent.glob(f".{escape(output.name)}.*{escape(output.suffix)}"):
-        if stale.is_file() and not _alive(stale.suffixes[-2 if output.suffix else -1]):
+    named = re.compile(rf"\.{re.escape(output.name)}\.(?:draft\.)?(\d+){re.escape(output.suffix)}(?:[.-].+)?")
+    for stale in output.parent.glob(f".{escape(output.name)}.*"):
+        part_of = named.fullmatch(stale.name)
+        if part_of and stale.is_file() and not _alive(int(part_of[1])):
             stale.unlink(missing_ok=True)
     part = output.with_name(f".{output.name}.{os.getpid()}{output.suffix}")
     try:
         yield part
         os.replace(part, output)
     finally:
-        part.unlink(missing_ok=True)
+        _remove(part)
 
 
-def _alive(suffix: str) -> bool:
+def _remove(part: Path) -> None:
+    """Remove a part and what a library put beside it, such as GDAL's overviews that are not in the file yet."""
+    for file in (part, *part.parent.glob(f"{escape(part.name)}.*"), *part.parent.glob(f"{escape(part.name)}-*")):
+        file.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
     """Whether the process that a part is named after still runs; its part is its own."""
     try:
-        os.kill(int(suffix[1:]), 0)
-    except ValueError:
-        return True
+        os.kill(process, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -58,7 +65,7 @@ def scratch(output: Path) -> Iterator[Path]:
     try:
         yield draft
     finally:
-        draft.unlink(missing_ok=True)
+        _remove(draft)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
 RIM_DEG = 10  # an area may lie this far outside the area of use of its CRS
+PIXEL_M = 10.0  # of all grids of areas
 SNAP_M = 60  # the coarsest Sentinel-2 pixel: 10, 20 and 60 m pixels all end on multiples of it
 
 
@@ -38,7 +39,7 @@ class Grid(BaseModel):
     top: float
     width: int = Field(gt=0)
     height: int = Field(gt=0)
-    pixel_m: float = Field(10.0, gt=0)
+    pixel_m: float = Field(PIXEL_M, gt=0)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -224,7 +225,7 @@ def _utm(longitude: float, latitude: float) -> str:
     return f"EPSG:{327 if south else 326}{int((longitude + 180) // 6) % 60 + 1:02d}"
 
 
-def area_grid(area: BaseGeometry, crs: str, pixel_m: float = 10) -> Grid:
+def area_grid(area: BaseGeometry, crs: str, pixel_m: float = PIXEL_M) -> Grid:
     """Grid that holds ``area`` (lon/lat), its corners on whole multiples of 60 m from the CRS's false origin."""
     east0, north0 = false_origin(crs)
     bounds = _in_metres(area, crs).bounds
@@ -238,7 +239,7 @@ def area_grid(area: BaseGeometry, crs: str, pixel_m: float = 10) -> Grid:
     return Grid(crs=crs, left=left, top=top, width=width, height=height, pixel_m=pixel_m)
 
 
-def area_blocks(area: BaseGeometry, crs: str, pixels: int, pixel_m: float = 10) -> dict[str, Grid]:
+def area_blocks(area: BaseGeometry, crs: str, pixels: int, pixel_m: float = PIXEL_M) -> dict[str, Grid]:
     """Squares of the CRS's lattice that ``area`` (lon/lat) touches, by name.
 
     The lattice starts at the false origin and is the same for every area: when an area grows, its finished blocks

@@ -30,7 +30,13 @@ Pairs = dict[str, list[tuple[int, int]]]
 
 def observed(inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     """Where a satellite observed at least one input (T, C, y, x): bool (y, x). Terrain is there without any."""
-    return np.any([(inputs[key] != NODATA[key]).any((0, 1)) for key in SATELLITES if key in inputs], 0)
+    seen = np.zeros(next(iter(inputs.values())).shape[-2:], bool)
+    for key in SATELLITES:
+        for step, band in np.ndindex(inputs[key].shape[:2] if key in inputs else (0, 0)):
+            seen |= inputs[key][step, band] != NODATA[key]
+            if seen.all():
+                return seen
+    return seen
 
 
 def is_filled(meaning: Meaning) -> bool:

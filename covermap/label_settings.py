@@ -274,3 +274,10 @@ class Patches(Images):
     path: File = Field(description="folder or zip with a folder of images for each class")
     legend: File = Field(description="CSV of code, class, name, colour; the codes are the folders' names")
     lists: SplitLists | None = Field(None, description="published splits, for models with the split lists")
+    white: float = Field(
+        0.275,
+        gt=0,
+        le=1,
+        description="of pictures (RGB8): what is white in them, so that an area can be shown like them; 0.275 in "
+        "EuroSAT's [reflectance]",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import date
 from typing import Annotated, Any, Literal, Self
 
@@ -30,6 +31,7 @@ def _one_or_more(value: Any) -> Any:
 Input = Literal["sentinel1", "sentinel2", "terrain"]
 Index = Literal[tuple(INDICES)]  # type: ignore[valid-type]
 Loss = Literal[tuple(LOSSES)]  # type: ignore[valid-type]
+Layer = Literal["margin", "entropy", "probabilities"]
 
 
 class Tiles(Section):
@@ -235,9 +237,125 @@ class Prediction(Section):
     """How a network covers a map."""
 
     window_pixels: int = Field(256, ge=32, le=2048, multiple_of=32, description="pixels predicted at once, a side")
-    overlap: float = Field(0.5, ge=0, lt=0.9, description="share of a window that its neighbour sees too")
+    overlap: float = Field(0.5, ge=0, lt=0.95, description="share of a window that its neighbour sees too")
+    blend: Literal["hann", "none", "centre"] = Field(
+        "hann",
+        description="what a pixel of a window weighs beside those of its neighbours; hann: the less the farther from "
+        "the centre; none: all alike; centre: the middle alone, as published systems cut it out",
+    )
+    symmetries: bool = Field(False, description="each window turned and mirrored in all eight ways, for eight times")
+    calibrate: bool = Field(
+        True, description="probabilities are sharpened or flattened until they suit the validation tiles"
+    )
+    layers: Annotated[tuple[Layer, ...], Unique] = Field(
+        (),
+        description="what is kept beside class and confidence; margin: to the second class; entropy: 100 where all "
+        "classes are alike; probabilities: of every class",
+    )
     batch: int = Field(4, ge=1, description="windows at once")
     threads: int = Field(1, ge=1, le=64, description="torch threads of one block: results are identical at one number")
+
+    @property
+    def step_pixels(self) -> int:
+        """Distance of neighbouring windows."""
+        return self.window_pixels - int(self.window_pixels * self.overlap)
+
+    @model_validator(mode="after")
+    def _blends_what_overlaps(self) -> Self:
+        if self.overlap == 0 and self.blend == "centre":
+            raise ValueError("blend is centre, but overlap is 0, so that nothing is cut off: set the overlap, or none")
+        return self
+
+
+class Crf(Section):
+    """A conditional random field: neighbours of like look are drawn to one class, in each window by itself."""
+
+    iterations: int = Field(5, ge=1, le=20, description="of the mean field")
+    radius_pixels: int = Field(3, ge=1, le=15, description="how far a neighbour counts, along rows and columns [px]")
+    smoothness: float = Field(0.0, ge=0, le=100, description="weight of all neighbours together, whatever their look")
+    likeness: float = Field(10.0, ge=0, le=100, description="weight of all neighbours together, if they look alike")
+    distance_pixels: float = Field(3.0, gt=0, le=15, description="standard deviation of the distance [px]")
+    contrast: float = Field(
+        0.3,
+        gt=0,
+        le=10,
+        description="difference in look, in the mean of the bands, at which a neighbour counts less "
+        "[standard deviations]",
+    )
+
+
+class Bayes(Section):
+    """Probabilities moved to the mean of the likeliest of a neighbourhood, the more the less sure they are (sits)."""
+
+    pixels: int = Field(5, ge=3, le=15, description="side of the neighbourhood, odd [px]")
+    share: float = Field(0.75, gt=0, le=1, description="of the neighbours, the highest, that count for a class")
+    smoothness: float = Field(10.0, gt=0, le=1000, description="variance to which a pixel's own log-odds are known")
+
+    @field_validator("pixels")
+    @classmethod
+    def _is_odd(cls, pixels: int) -> int:
+        return _odd("pixels", pixels)
+
+
+class Tidy(Section):
+    """What is done to the finished classes while the map is put together."""
+
+    majority_pixels: int | None = Field(
+        None, ge=3, le=31, description="each pixel takes the class of most within a square of this side, odd [px]"
+    )
+    min_unit_ha: float | None = Field(
+        None, gt=0, le=100, description="smaller patches join the neighbour with the longest common border [ha]"
+    )
+
+    @field_validator("majority_pixels")
+    @classmethod
+    def _is_odd(cls, pixels: int | None) -> int | None:
+        return None if pixels is None else _odd("majority_pixels", pixels)
+
+
+ROUNDS = 4  # in which small patches join their neighbours; each may reach one patch farther
+MOST_HALO_PIXELS = 2048  # about a block: beyond it most of the work would be on pixels of others
+
+
+def unit_pixels(tidy: Tidy, pixel_m: float) -> int:
+    """Pixels of the minimum mapping unit, 0 where there is none.
+
+    Raises
+    ------
+    SettingError
+        Blocks cannot be put together as if the map were one, since the unit is too large.
+    """
+    pixel_ha = pixel_m**2 / 10_000
+    pixels = math.ceil(round((tidy.min_unit_ha or 0) / pixel_ha, 6))
+    most = MOST_HALO_PIXELS // (ROUNDS + 1)
+    if pixels > most:
+        raise SettingError(
+            f"postprocess.min_unit_ha is {tidy.min_unit_ha}, which is {pixels} pixels of {pixel_m:g} m: expected at "
+            f"most {most * pixel_ha:g} ha, beyond which blocks would have to be larger than memory"
+        )
+    return pixels
+
+
+def halo_pixels(tidy: Tidy, pixel_m: float) -> int:
+    """How far a pixel's class depends on others once it is found, errors as of ``unit_pixels``."""
+    return (tidy.majority_pixels or 0) // 2 + (ROUNDS + 1) * unit_pixels(tidy, pixel_m)
+
+
+class Postprocess(Tidy):
+    """What follows the network; none of it unless it is set."""
+
+    crf: Crf | None = Field(None, description="conditional random field")
+    bayes: Bayes | None = Field(None, description="Bayesian smoothing")
+    polygons: bool = Field(False, description="the map as polygons too, for `snakemake` and in the map's STAC item")
+    simplify_m: float | None = Field(
+        20, gt=0, le=1000, description="corners of the map's polygons are cut up to about this side; none: none [m]"
+    )
+
+
+def _odd(name: str, pixels: int) -> int:
+    if pixels % 2 == 0:
+        raise ValueError(f"{name} is {pixels}: expected an odd number, so that the square has a middle")
+    return pixels
 
 
 OF_LOSSES = {  # what settings of Training belong to some losses alone
@@ -310,6 +428,7 @@ class Model(Section):
     )
     training: Training = Training()
     prediction: Prediction = Prediction()
+    postprocess: Postprocess = Postprocess()
 
     @field_validator("start_from")
     @classmethod

@@ -1,25 +1,28 @@
 """Prediction of a block in overlapping windows of a lattice that does not know of blocks.
 
-Windows lie on the CRS's own lattice and reach into the neighbours' stacks. Every pixel sums the same windows in the
-same order wherever blocks are cut, so blocks never show.
+Windows lie on the CRS's own lattice and reach into the neighbours' stacks, so blocks never show. Stacks are read, the
+networks applied (:mod:`covermap.blend`) and finished rows written beside each other.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from rasterio.io import DatasetWriter
+from rasterio.windows import Window
 from torch import Tensor
 from tqdm import tqdm
 
+from covermap.blend import COLUMNS, CONFIDENCE_NODATA, TURNS, Band, Region, blended, finished, layer_names
 from covermap.devices import reduced_precision, use_device
 from covermap.errors import ModelError
 from covermap.grid import Grid, false_origin
@@ -27,24 +30,23 @@ from covermap.inputs import (
     DAY,
     DTYPE,
     NODATA,
+    SATELLITES,
     Steps,
     chosen_steps,
     is_filled,
     meaning_of,
     must_mean,
-    observed,
     seen_steps,
 )
-from covermap.loader import on_device
-from covermap.model_settings import Prediction
+from covermap.model_settings import Bayes, Crf, Prediction
 from covermap.models.normalise import Normalised
-from covermap.raster import write_raster
+from covermap.pictures import Pictures, as_images, bands_in
+from covermap.raster import TILE, new_raster
 from covermap.stack import read_stack
+from covermap.strips import in_order
 from covermap.trained import load_weights
 
 log = logging.getLogger(__name__)
-
-CONFIDENCE_NODATA = 255
 
 
 def predict_block(
@@ -56,18 +58,27 @@ def predict_block(
     settings: Prediction,
     months: tuple[int, ...] = (),
     dates: tuple[date, ...] = (),
+    crf: Crf | None = None,
+    bayes: Bayes | None = None,
+    calibrations: tuple[Path, ...] = (),
+    pictures: Pictures | None = None,
 ) -> None:
-    """Classes and confidence of a block.
+    """Step: classes, confidence and further layers of a block.
 
     Parameters
     ----------
     weights : of trained networks, whose probabilities are averaged.
     stacks : of the block and of its neighbours.
-    prediction : GeoTIFF with class ids (0 without any observation) and confidence in per cent (255 without).
+    prediction : output: GeoTIFF with class ids (0 without any observation), confidence in per cent (255 without) and
+        the layers of the settings, as :func:`covermap.blend.finished` gives them.
     block : grid of the block.
     blocks : grid of each stack.
-    settings : windows, overlap, batch and torch threads.
+    settings : windows, overlap, blend, symmetries, layers, batch and torch threads.
     months, dates : of the stacks those that the networks see, by ``chosen_steps``; none: all.
+    crf : random field in each window, before windows are blended; None: none.
+    bayes : smoothing of the blended probabilities; None: none.
+    calibrations : temperature of each network; none: as they are.
+    pictures : what the images are that the networks learned from, where they are classifiers of patches.
 
     Raises
     ------
@@ -76,17 +87,49 @@ def predict_block(
         lacks a month or date, or whose inputs mean something else than those that the networks learned from.
     """
     device = use_device(settings.threads)
-    nets, classes = load_together(weights, device)
+    nets, classes = load_together(weights, device, calibrations)
     for net in nets:
         multiple = getattr(net.network, "multiple", 1)
         if settings.window_pixels % multiple:
             raise ModelError(f"prediction.window_pixels is {settings.window_pixels}: expected a multiple of {multiple}")
     sources = [Source(*source, chosen_steps(source[1], months, dates)) for source in zip(blocks, stacks, strict=True)]
-    for source in sources:
-        found = meaning_of(source.path, source.steps)
-        must_mean(nets[0].meaning, found, source.path, "the network learned from", free_steps(nets))
-    out = np.concatenate(list(predict_rows(nets, len(classes), sources, block, settings, device)), 1)  # (2, y, x)
-    write_raster(prediction, out, block, nodata=CONFIDENCE_NODATA, descriptions=("class", "confidence"))
+    sources = [suited(source, nets, pictures) for source in sources]
+    read = partial(read_lattice, sources, shapes=shapes_in(nets, sources[0]), days=is_filled(nets[0].meaning))
+    predict = partial(
+        blended,
+        lambda region: read(grid_at(region, block)),
+        lambda batch: mean_probabilities(nets, batch, device),
+        classes=len(classes),
+        settings=settings,
+        device=device,
+        refine=partial(refined, nets[0], crf) if crf else None,
+    )
+    about = told(settings, crf, bayes, [net.temperature for net in nets])
+    log.info("%s", about)
+    with new_raster(
+        prediction,
+        block,
+        count=len(names := layer_names(settings.layers, classes)),
+        dtype="uint8",
+        nodata=CONFIDENCE_NODATA,
+        descriptions=names,
+        tags=about,
+    ) as raster:
+        for _ in in_order(lambda part: write_part(raster, *part), parts_of(predict, block, settings, bayes), threads=1):
+            pass
+
+
+def told(settings: Prediction, crf: Crf | None, bayes: Bayes | None, temperatures: list[float]) -> dict[str, object]:
+    """Tags that say how a prediction was made."""
+    ways = {"crf": crf, "bayes": bayes}
+    return {
+        "window_pixels": settings.window_pixels,
+        "step_pixels": settings.step_pixels,
+        "blend": settings.blend,
+        "symmetries": len(TURNS) if settings.symmetries else 1,
+        "temperatures": ", ".join(f"{temperature:g}" for temperature in temperatures),
+        **{name: way.model_dump_json() for name, way in ways.items() if way},
+    }
 
 
 class Source(NamedTuple):
@@ -95,9 +138,28 @@ class Source(NamedTuple):
     grid: Grid
     path: Path
     steps: Steps  # those that the networks see
+    show: Callable[[np.ndarray], np.ndarray] | None = None  # reflectance (T, C, y, x) in the values of images
 
 
-def load_together(weights: list[Path], device: torch.device) -> tuple[list[Normalised], list[str]]:
+def suited(source: Source, nets: Sequence[Normalised], pictures: Pictures | None) -> Source:
+    """A stack as networks take it, shown like the images that they learned from, where they did.
+
+    Raises
+    ------
+    ModelError
+        Its inputs mean something else than those that the networks learned from.
+    """
+    found = meaning_of(source.path, source.steps)
+    if pictures:
+        bands = bands_in(nets[0].meaning, found, source.path)
+        return source._replace(show=partial(as_images, bands=bands, pictures=pictures))
+    must_mean(nets[0].meaning, found, source.path, "the network learned from", free_steps(nets))
+    return source
+
+
+def load_together(
+    weights: list[Path], device: torch.device, calibrations: Sequence[Path] = ()
+) -> tuple[list[Normalised], list[str]]:
     """Trained networks whose probabilities may be averaged, and the keys of the classes of them all.
 
     Raises
@@ -105,7 +167,7 @@ def load_together(weights: list[Path], device: torch.device) -> tuple[list[Norma
     ModelError
         Weights that cannot be read, or two with other classes or inputs.
     """
-    loaded = [load_weights(path, device) for path in weights]
+    loaded = [load_weights(*given) for given in zip(weights, repeat(device), calibrations or repeat(None))]
     first, classes = loaded[0]
     for path, (net, found) in zip(weights, loaded, strict=True):
         if found != classes:
@@ -133,59 +195,120 @@ def mean_probabilities(nets: Sequence[Normalised], batch: dict[str, Tensor], dev
     return torch.stack(scored).mean(0)
 
 
-def window_starts(first: int, length: int, window: int, step: int) -> range:
-    """Starts, on multiples of ``step`` of the lattice, of all windows that meet pixels [first, first + length)."""
-    return range(math.ceil((first - window + 1) / step) * step, first + length, step)
+# --- from bands of probabilities to tiles of a raster ----------------------------------------------------------------
+
+Part = tuple[int, int, np.ndarray]  # row and column in the raster, and its bands (bands, y, x)
 
 
-def blend_weights(window: int, step: int) -> np.ndarray:
-    """Weight of a window's pixels along one axis: float32 (window,), a Hann bell, flat where windows do not overlap."""
-    if step == window:
-        return np.ones(window, np.float32)
-    return (np.sin(np.pi * (np.arange(window) + 0.5) / window) ** 2).astype(np.float32)
+def parts_of(
+    predict: Callable[[Region], Iterator[Band]], block: Grid, settings: Prediction, bayes: Bayes | None
+) -> Iterator[Part]:
+    """What is written of a block: whole tiles of the raster, in strips of columns that bound the memory."""
+    place = region_of(block)
+    for column in range(0, block.width, COLUMNS):
+        width = min(COLUMNS, block.width - column)
+        region = Region(place.row, place.column + column, block.height, width)
+        bands = smoothed_bands(predict, region, bayes) if bayes else predict(region)
+        done = (finished(band.probabilities, band.seen, settings.layers) for band in bands)
+        row = 0
+        for part in regrouped(tqdm(done, "predict", disable=not sys.stderr.isatty()), TILE):
+            log.info("rows %d to %d of %d, from column %d", row, row + part.shape[1], block.height, column)
+            yield row, column, part
+            row += part.shape[1]
 
 
-def predict_rows(
-    nets: list[Normalised],
-    classes: int,
-    sources: list[Source],
-    block: Grid,
-    settings: Prediction,
-    device: torch.device,
-) -> Iterator[np.ndarray]:
-    """Finished bands of rows of a block, from north to south: uint8 (2, rows, x), class and confidence.
+def smoothed_bands(predict: Callable[[Region], Iterator[Band]], region: Region, bayes: Bayes) -> Iterator[Band]:
+    """Bands of a region after Bayesian smoothing; what lies around it is predicted with it."""
+    from covermap.postprocess import smoothed
 
-    Memory is bounded by one row of windows: classes x window x block width.
+    halo = bayes.pixels // 2
+    row, column, height, width = region
+    inside = slice(halo, halo + width)
+    held: list[Band] = []
+    for band in predict(Region(row - halo, column - halo, height + 2 * halo, width + 2 * halo)):
+        held.append(band)
+        seen = np.concatenate([each.seen for each in held])
+        rows = slice(halo, len(seen) - halo)
+        if rows.start < rows.stop:
+            probabilities = torch.cat([each.probabilities for each in held], 1)
+            found = smoothed(probabilities, torch.from_numpy(seen).to(probabilities.device), bayes)
+            top = held[0].row + halo
+            yield Band(top, found[:, rows, inside], seen[rows, inside])
+            last = slice(len(seen) - 2 * halo, None)
+            held = [Band(top - 2 * halo + rows.stop, probabilities[:, last], seen[last])]
+
+
+def regrouped(arrays: Iterable[np.ndarray], rows: int) -> Iterator[np.ndarray]:
+    """The same rows of arrays (bands, y, x), so many at once, which the last may have fewer of."""
+    held: list[np.ndarray] = []
+    for array in arrays:
+        held.append(array)
+        if sum(each.shape[1] for each in held) >= rows:
+            whole = np.concatenate(held, 1)
+            full = whole.shape[1] // rows * rows
+            yield from np.split(whole[:, :full], range(rows, full, rows), 1)
+            held = [whole[:, full:]]
+    if rest := [each for each in held if each.shape[1]]:
+        yield np.concatenate(rest, 1)
+
+
+def write_part(raster: DatasetWriter, row: int, column: int, part: np.ndarray) -> None:
+    """Write bands (bands, y, x) of a part of a raster."""
+    raster.write(part, window=Window(column, row, part.shape[2], part.shape[1]))
+
+
+# --- a block on the lattice, and what windows see of stacks ----------------------------------------------------------
+
+
+def region_of(grid: Grid) -> Region:
+    """Where a grid lies on the lattice of its CRS."""
+    east0, north0 = false_origin(grid.crs)
+    row, column = round((north0 - grid.top) / grid.pixel_m), round((grid.left - east0) / grid.pixel_m)
+    return Region(row, column, grid.height, grid.width)
+
+
+def grid_at(region: Region, grid: Grid) -> Grid:
+    """Grid of a region, on the lattice of another grid."""
+    place = region_of(grid)
+    return grid.window(region.row - place.row, region.column - place.column, region.height, region.width)
+
+
+def refined(net: Normalised, crf: Crf, probabilities: Tensor, integers: dict[str, Tensor]) -> Tensor:
+    """Probabilities (B, K, y, x) of windows after a random field that is guided by what was seen there.
+
+    Raises
+    ------
+    ModelError
+        There is one class to a window.
     """
-    window = settings.window_pixels
-    step = window - int(window * settings.overlap)
-    read = partial(read_lattice, sources, shapes=shapes_in(nets, sources[0]), days=is_filled(nets[0].meaning))
-    east0, north0 = false_origin(block.crs)
-    left, top = round((block.left - east0) / block.pixel_m), round((north0 - block.top) / block.pixel_m)
-    bell = blend_weights(window, step)
-    blend = torch.from_numpy(bell[:, None] * bell[None, :]).to(device)  # (window, window)
-    starts = list(window_starts(top, block.height, window, step))
-    columns = list(window_starts(left, block.width, window, step))
-    # `total` holds the lattice rows [row, row + window) and the block's columns with a window's margin on both sides
-    width = columns[-1] + window - columns[0]
-    total = torch.zeros(classes + 1, window, width, device=device)
-    for number, row in enumerate(tqdm(starts, "predict", disable=not sys.stderr.isatty())):
-        for first in range(0, len(columns), settings.batch):
-            chosen = columns[first : first + settings.batch]
-            batch = [read(block.window(row - top, c - left, window, window)) for c in chosen]
-            scored = window_probabilities(nets, batch, settings.batch, device)  # (batch, K, window, window)
-            for place, values in zip(chosen, scored, strict=False):
-                at = slice(place - columns[0], place - columns[0] + window)
-                total[:-1, :, at] += values * blend
-                total[-1, :, at] += blend
-        done = step if number + 1 < len(starts) else window
-        low, high = max(row, top), min(row + done, top + block.height)
-        if low < high:
-            part = total[:, low - row : high - row, left - columns[0] : left - columns[0] + block.width]
-            inputs = read(block.window(low - top, 0, high - low, block.width))
-            yield classify(part, observed(inputs))
-        total = torch.cat([total[:, step:], torch.zeros_like(total[:, :step])], 1)
-        log.info("window row %d of %d", number + 1, len(starts))
+    from covermap.postprocess import mean_field
+
+    if probabilities.shape[2:] != next(iter(integers.values())).shape[3:]:
+        raise ModelError("postprocess.crf needs a class of each pixel, and the network gives one to a patch: remove it")
+    return mean_field(probabilities, *look_of(net, integers), crf)
+
+
+def look_of(net: Normalised, integers: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """What a random field compares: the bands of satellites, each the mean of its steps, and where any was seen.
+
+    Parameters
+    ----------
+    net : whose statistics normalise the bands.
+    integers : (B, T, C, y, x) of each input.
+
+    Returns
+    -------
+    float32 (B, F, y, x), in standard deviations, 0 where a band was never seen; bool (B, y, x).
+    """
+    bands, there = [], []
+    for key in (key for key in SATELLITES if key in net.shapes):
+        values, steps = integers[key], integers[key].shape[2]
+        mean, std = (net.get_buffer(f"{key}_{name}")[None, :, :steps, None, None] for name in ("mean", "std"))
+        seen = values != NODATA[key]
+        total = torch.where(seen, (values - mean) / std, 0).sum(1)
+        bands.append(total / seen.sum(1).clamp(min=1))
+        there.append(seen.any(2).any(1))
+    return torch.cat(bands, 1), torch.stack(there).any(0)
 
 
 def shapes_in(nets: Sequence[Normalised], source: Source) -> dict[str, tuple[int, int]]:
@@ -204,13 +327,15 @@ def read_lattice(
     out = {key: np.full((*shape, *grid.shape), NODATA[key], DTYPE[key]) for key, shape in shapes.items()}
     if days:
         out[DAY] = np.zeros((shapes["s2"][0], *grid.shape), np.int16)
-    for block, path, steps in sources:
+    for block, path, steps, show in sources:
         part = block.cropped(grid.bounds)
         if part is None:
             continue
         row, column = part.offset_in(block)
         place = slice(row, row + part.height), slice(column, column + part.width)
         read = seen_steps(read_stack(path, *place, list(out)), steps)
+        if show:
+            read = {key: show(values) for key, values in read.items()}
         row, column = part.offset_in(grid)
         for key, shape in shapes.items():
             if key not in read or read[key].shape[:2] != shape:
@@ -222,22 +347,3 @@ def read_lattice(
         for key, values in out.items():
             values[..., row : row + part.height, column : column + part.width] = read[key]
     return out
-
-
-@torch.inference_mode()
-def window_probabilities(
-    nets: list[Normalised], windows: list[dict[str, np.ndarray]], size: int, device: torch.device
-) -> Tensor:
-    """Mean class probabilities (size, K, y, x); the batch is filled up, since kernels differ with its size."""
-    full = windows + windows[:1] * (size - len(windows))
-    batch = on_device({key: np.stack([window[key] for window in full]) for key in windows[0]}, device)
-    return mean_probabilities(nets, batch, device)
-
-
-def classify(total: Tensor, seen: np.ndarray) -> np.ndarray:
-    """Class ids and confidence in per cent: uint8 (2, y, x) from summed probabilities and weights (K + 1, y, x)."""
-    mean = total[:-1] / total[-1:]  # (K, y, x)
-    confidence, best = mean.max(0)
-    classes = np.where(seen, best.cpu().numpy() + 1, 0)
-    per_cent = np.where(seen, (100 * confidence).round().cpu().numpy(), CONFIDENCE_NODATA)
-    return np.stack([classes, per_cent]).astype(np.uint8)

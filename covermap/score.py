@@ -54,6 +54,7 @@ def score_tiles(
     index: Path,
     packed: list[Path],
     weights: list[Path],
+    calibrations: list[Path],
     forest: Path,
     scores: Path,
     confusion: Path,
@@ -72,7 +73,8 @@ def score_tiles(
     Parameters
     ----------
     index, packed : table of the model's tiles and their stores, one a block.
-    weights : of trained networks, whose probabilities are averaged.
+    weights, calibrations : of trained networks, whose probabilities are averaged, and their temperatures; none: as
+        they are.
     forest : what rule fit_forest wrote: its scores stand beside those of the networks.
     scores : output: ``network``, ``forest`` and ``network_minus_forest`` (with an interval) of each split.
     confusion, confusion_log : output, PNG: matrix of the test tiles, and with colours by the logarithm.
@@ -95,7 +97,7 @@ def score_tiles(
         The scores of the forest cannot be read.
     """
     device = use_device(threads)
-    nets, classes = load_together(weights, device)
+    nets, classes = load_together(weights, device, calibrations)
     keys = [entry.key for entry in legend.classes]
     if classes != keys:
         raise ModelError(
@@ -214,7 +216,7 @@ def gain(first: Mapping[str, list[list[int]]], second: Mapping[str, list[list[in
 def write_scores(path: Path, result: Mapping[str, Any]) -> None:
     """JSON with every list of numbers on one line, so that it can be read and compared."""
     text = json.dumps(result, indent=1, allow_nan=False)
-    text = re.sub(r"\[[\s\d,\[\]]+\]", lambda found: re.sub(r"\n\s*", "", found[0]), text)
+    text = re.sub(r"\[[\s\d.,\[\]]+\]", lambda found: re.sub(r"\n\s*", "", found[0]), text)
     with whole(path) as part:
         part.write_text(text + "\n")
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from covermap.checkpoint import not_finite
-from covermap.errors import ModelError
+from covermap.errors import ModelError, ProductError
 from covermap.files import whole
 from covermap.inputs import Meaning, index_pairs
 from covermap.losses import evidence
@@ -24,6 +24,8 @@ from covermap.models import MODELS
 from covermap.models.normalise import Normalised, seen_shapes
 from covermap.models.options import OPTIONS
 from covermap.section import first_sentence
+
+TEMPERATURES = 0.1, 10.0  # beyond them a network is not badly calibrated, but wrong
 
 
 def build(model: Model, shapes: dict[str, tuple[int, int]], classes: int, meaning: Meaning) -> Normalised:
@@ -56,13 +58,15 @@ def save_weights(path: Path, net: Normalised, model: Model, classes: list[str]) 
         save_file(state, part, {"covermap": json.dumps(header)})
 
 
-def load_weights(path: Path, device: torch.device) -> tuple[Normalised, list[str]]:
-    """A trained network and the keys of its classes.
+def load_weights(path: Path, device: torch.device, calibration: Path | None = None) -> tuple[Normalised, list[str]]:
+    """A trained network, with the temperature of a calibration where one is given, and the keys of its classes.
 
     Raises
     ------
     ModelError
         The file cannot be read, or is none that rule train of this version wrote, or has a weight that is not finite.
+    ProductError
+        The calibration cannot be read.
     """
     header, state = read_weights(path)
     shapes, classes = {key: tuple(shape) for key, shape in header["shapes"].items()}, header["classes"]
@@ -73,7 +77,26 @@ def load_weights(path: Path, device: torch.device) -> tuple[Normalised, list[str
         raise _unreadable(path, error) from error
     if name := not_finite(net):
         raise ModelError(f"weights {path} cannot be used, since {name} is not finite: remove the file and train again")
+    if calibration:
+        net.temperature = read_temperature(calibration)
     return net.to(device).eval(), classes
+
+
+def read_temperature(calibration: Path) -> float:
+    """The temperature in what rule calibrate wrote.
+
+    Raises
+    ------
+    ProductError
+        The file cannot be read.
+    """
+    try:
+        temperature = float(json.loads(calibration.read_text())["temperature"])
+        if not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
+            raise ValueError(f"its temperature is {temperature}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ProductError(f"calibration {calibration} cannot be read ({error}): remove it and run again") from error
+    return temperature
 
 
 def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

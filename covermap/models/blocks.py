@@ -250,3 +250,11 @@ class Encoder(nn.Module):
             x = each(x)
             maps.append(x)
         return maps
+
+
+def enlarged(x: Tensor) -> Tensor:
+    """Twice the side, between pixels in proportion: (B, C, H, W) to (B, C, 2 * H, 2 * W).
+
+    Copies of a pixel, which are the other usual way, leave a lattice of their own size in every map.
+    """
+    return nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)

@@ -75,7 +75,7 @@ class ConvLSTM(nn.Module):
         x = self.dropper(x[:, :1], self.dropout)(x)
         # Steps before tiles, so that those of a step lie together, here and in the gradient.
         flat = x.permute(1, 0, 3, 4, 2).contiguous().flatten(0, 1).permute(0, 3, 1, 2)  # (T*B, C, H, W), channels last
-        entered = self.enter(flat).split(len(x))  # T times (B, 4*hidden, H, W)
+        entered = self.enter(flat).unflatten(0, (x.shape[1], len(x))).unbind(0)  # T times (B, 4*hidden, H, W)
         drop = self.dropper(entered[0].chunk(4, 1)[0], self.recurrent_dropout)
         state = entered[0].new_zeros(())  # of any shape: before the first step both are zero
         cell = state.to(torch.promote_types(state.dtype, torch.float32))

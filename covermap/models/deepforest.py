@@ -17,6 +17,7 @@ from covermap.models.blocks import (
     Stacked,
     conv,
     deconv,
+    enlarged,
     he_normal,
     layout,
     stacked,
@@ -133,7 +134,7 @@ class Pyramid(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) to (B, K, 2H, 2W)."""
         x = self.join(torch.cat([branch(x) for branch in self.branches], 1))  # (B, K, H, W)
-        return nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        return enlarged(x)
 
 
 class TwoBranches(nn.Module):

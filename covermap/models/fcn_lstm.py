@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d
 
 from covermap.errors import ModelError
-from covermap.models.blocks import BatchNorm, conv
+from covermap.models.blocks import BatchNorm, conv, enlarged
 from covermap.models.convlstm import ConvLSTM, hard_sigmoid
 from covermap.models.outputs import Output
 
@@ -42,7 +42,7 @@ class Fcn(nn.Module):
     voting
         How the dates make one map: by the "mean" of their probabilities, or by the "majority" of their best classes.
     as_published
-        Without the mask of the date as a further channel.
+        Without the mask of the date as a further channel, and enlarged by copies of pixels.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Fcn(nn.Module):
     ) -> None:
         super().__init__()
         self.multiple, self.voting, self.masks = 32, voting, not as_published
+        self.enlarge = partial(interpolate, scale_factor=2) if as_published else enlarged
         encoded = [width * times for times, _ in VGG19]
         decoded = [4 * width, 2 * width, width, width // 2, width // 4]
         entering = [shapes["s2"][1] + self.masks, *encoded[:-1]]
@@ -81,7 +82,7 @@ class Fcn(nn.Module):
             x = max_pool2d(skips[-1], 2)
         x = self.centre(x)  # (B*T, 8*width, H/32, W/32)
         for convolutions, skip in zip(self.decoder, [*skips[:0:-1], None], strict=True):
-            x = interpolate(x, scale_factor=2)  # (B*T, channels, H/2^level, W/2^level)
+            x = self.enlarge(x)  # (B*T, channels, H/2^level, W/2^level)
             x = convolutions(x if skip is None else torch.cat([x, skip], 1))
         return self.head(x).unflatten(0, values.shape[:2])  # (B, T, K, H, W)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from covermap.errors import CoverageError
 from covermap.inputs import DAY, NODATA, Meaning, Pairs, categories_of
-from covermap.models.outputs import Answer, Output, outputs_of, vote
+from covermap.models.outputs import Answer, Output, outputs_of, tempered, vote
 from covermap.stack import SCENE_CLASSES
 
 INDEX_STEPS = 10_000  # of an index: as fine as reflectance, so that one floor of the deviation suits both
@@ -27,7 +27,7 @@ class Normalised(nn.Module):
     Channels that hold classes, of the layer scl, are not normalised: the network sees them as 0 and 1 of each class.
     ``log_weights`` (K,) are the logarithms of the loss's class weights. ``evidence`` makes logits of a network that did
     not learn by cross-entropy comparable to them; none: they are. ``reduced`` is whether it may be computed in
-    bfloat16.
+    bfloat16. ``temperature`` is what a calibration found, 1 without any; it is not among the weights.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Normalised(nn.Module):
         self.categories = categories_of(meaning)
         self.evidence = evidence
         self.reduced = reduced
+        self.temperature = 1.0
         for key, (steps, bands) in with_indices(shapes, pairs).items():
             shape = (1 if key in any_steps else steps, bands)
             self.register_buffer(f"{key}_mean", torch.zeros(shape))
@@ -82,12 +83,12 @@ class Normalised(nn.Module):
         return answer
 
     def probabilities(self, integers: dict[str, Tensor]) -> Tensor:
-        """Class probabilities (B, K, H, W), or (B, K) of patches, at the training prevalence.
+        """Class probabilities (B, K, H, W), or (B, K) of patches, at the training prevalence, calibrated.
 
         A loss with class weights w teaches p(k) w(k) up to a factor; dividing by w keeps rare classes from being
         inflated in the map (Menon et al. 2021, arXiv:2007.07314).
         """
-        return self.chosen(outputs_of(self(integers)))
+        return tempered(self.chosen(outputs_of(self(integers))), self.temperature)
 
     def chosen(self, outputs: list[Output]) -> Tensor:
         """The same from what the network gave."""

@@ -45,8 +45,8 @@ class UnetOptions(Options):
 
     @property
     def margin_pixels(self) -> int:
-        """Four 3 x 3 convolutions a level and two at the lowest, and up to a pixel at each halving."""
-        return 7 * 2**self.depth - 5
+        """Four 3 x 3 convolutions a level and two at the lowest, and up to a pixel at each halving and doubling."""
+        return 8 * 2**self.depth - 6
 
 
 class DeepForestOptions(Options):
@@ -114,7 +114,7 @@ class DatesOptions(Options):
     needs: ClassVar[tuple[str, ...]] = ("sentinel2",)
     any_steps: ClassVar[tuple[str, ...]] = ("s2",)
     halvings: ClassVar[int] = 5
-    reach_pixels: ClassVar[int] = 276
+    reach_pixels: ClassVar[int] = 307
 
     width: int = Field(64, ge=8, le=128, multiple_of=8, description="channels of the first level of the encoder")
     as_published: bool = Field(False, description="with the quirks of the published code, for comparison")

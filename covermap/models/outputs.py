@@ -57,3 +57,10 @@ def _share(output: Output) -> Tensor:
     if output.seen is None:
         return torch.full_like(output.logits[:, :1], output.share, dtype=torch.float32)
     return output.share * output.seen[:, None].float()
+
+
+def tempered(probabilities: Tensor, temperature: float) -> Tensor:
+    """Probabilities (B, K, ...) at another temperature: above 1 flatter, below 1 sharper, their order the same."""
+    if temperature == 1:
+        return probabilities
+    return (probabilities.clamp(min=torch.finfo(torch.float32).tiny).log() / temperature).softmax(1)

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from covermap.models.blocks import layout, stacked
+from covermap.models.blocks import enlarged, layout, stacked
 
 
 class Unet(nn.Module):
@@ -50,7 +50,7 @@ class Unet(nn.Module):
             x = block(nn.functional.max_pool2d(x, 2) if level else x)  # (B, width*2^level, H/2^level, W/2^level)
             skips.append(x)
         for level in reversed(range(len(self.decoder))):
-            x = nn.functional.interpolate(self.reduce[level](x), scale_factor=2)  # (B, width*2^level, H/2^level, ...)
+            x = enlarged(self.reduce[level](x))  # (B, width*2^level, H/2^level, W/2^level)
             x = self.decoder[level](torch.cat([skips[level], x], 1))
         return self.head(x)  # (B, K, H, W)
 

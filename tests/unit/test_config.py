@@ -503,11 +503,29 @@ def with_patches(settings):
 def test_a_model_learns_from_a_set_of_patches(with_patches):
     config = load(with_patches)
     assert [*config.classifiers] == ["classifier"] and [*config.mappers] == ["unet_demo"]
-    check_maps(config, "unet_demo")
-    with pytest.raises(SettingError, match=r"models\.classifier learns from patches .* maps no area"):
-        check_maps(config, "classifier")
+    check_maps(config, "demo", "unet_demo")
     assert len(model_legend(config, "classifier").classes) == 10
     assert config.patches["eurosat"].places == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("aois/demo/sensors", ["sentinel1"], r"patches of one step of sentinel2, which aois\.demo\.sensors lacks"),
+        ("patches/eurosat/bands", ["B04", "B01"], r"with band B01, but sentinel2\.bands of aois\.demo has B02"),
+        ("patches/eurosat/level", "L1C", r"of L1C, but sentinel2\.level of aois\.demo is L2A"),
+        ("aois/demo/composite", {"every": "month"}, r"composite\.every of aois\.demo is month .* set it to period"),
+        ("models/classifier/prediction", {"overlap": 0}, r"prediction\.window_pixels is not set"),
+    ],
+)
+def test_a_classifier_maps_areas_that_look_like_its_images(with_patches, path, value, words):
+    with_patches["models"]["classifier"] = {**CLASSIFIER, "prediction": {"window_pixels": 64}}
+    settings = edited(with_patches, path, value)
+    if path.endswith("/sensors"):
+        settings["models"]["unet_demo"] = {**settings["models"]["unet_demo"], "sensors": ["sentinel1"]}
+    check_maps(load(with_patches), "demo", "classifier")
+    with pytest.raises(SettingError, match=words):
+        check_maps(load(settings), "demo", "classifier")
 
 
 @pytest.mark.parametrize(
@@ -531,7 +549,7 @@ def test_a_model_learns_from_a_set_of_patches(with_patches):
         ("models/classifier/tiles/stride_pixels", 64, ["tiles.stride_pixels does nothing", "split by random"]),
         ("models/classifier/tiles/cell_pixels", 2048, ["tiles.cell_pixels does nothing", "split by random"]),
         ("models/unet_demo/tiles/split", "lists", ["models.unet_demo.tiles.split is lists", "demo is an area"]),
-        ("aois/demo/model", "classifier", ["aois.demo.model is 'classifier'", "maps no pixels"]),
+        ("aois/demo/model", "classifier", ["aois.demo.model is 'classifier'", "results/maps/demo/classifier.tif"]),
         ("patches/demo", SET, ["patches and aois both have 'demo'"]),
         (
             "patches/eurosat/file_bands",

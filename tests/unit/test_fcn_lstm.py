@@ -231,8 +231,8 @@ def test_margins_are_as_far_as_the_networks_look(monkeypatch):
     for parameter in net.parameters():
         torch.nn.init.constant_(parameter, 0.02)
     net.forwards.activation = net.backwards.activation = net.forwards.gate = net.backwards.gate = lambda x: x
-    far, side = {"fcn": 0, "fcn_lstm": 0}, 640
-    for row in (321, 350):  # beside the rims of a pixel of the lowest level, where the way is longest
+    far, side = {"fcn": 0, "fcn_lstm": 0}, 704
+    for row in (351, 354, 381, 384):  # beside the rims of a pixel of the lowest level, where the way is longest
         for name in far:
             values = torch.ones(1, 3, BANDS, side, 32, dtype=torch.float64, requires_grad=True)
             given = {"s2": values}, {"s2": torch.ones(1, 3, side, 32)}
@@ -252,7 +252,7 @@ def test_what_lies_beyond_the_margin_does_not_matter(network):
     values["s2"][..., 0, :] += 9
     after = outputs_of(net(values, valid))[0].logits
     changed = (before != after).any(1).any(2)[0].nonzero().max().item()  # the farthest row
-    assert 0 < changed <= 276 + 2 * (network is FcnLstm)
+    assert 0 < changed <= FcnOptions().margin_pixels + 2 * (network is FcnLstm)
 
 
 @pytest.mark.parametrize("network", [Fcn, FcnLstm])

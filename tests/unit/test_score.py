@@ -109,7 +109,7 @@ def forest(tiles, tmp_path_factory):
 
 def score(packed, folder, weights, forest, grids=(BLOCK,), blocks=(("here", "b"),), legend=LEGEND):
     outputs = folder / "scores.json", folder / "confusion.png", folder / "confusion_log.png"
-    score_tiles(*packed, weights, forest, *outputs, list(blocks), list(grids), TILES, 3, 5, 0, legend)
+    score_tiles(*packed, weights, [], forest, *outputs, list(blocks), list(grids), TILES, 3, 5, 0, legend)
     return json.loads(outputs[0].read_text())
 
 

@@ -7,7 +7,7 @@ import pytest
 import rasterio
 
 from covermap.legend import Legend, LegendClass
-from covermap.styles import colour_table, title_of, write_attributes, write_qml
+from covermap.styles import class_style, colour_table, title_of, write_attributes, write_qml
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_colour_table_has_all_values_and_shows_only_classes(legend):
 
 
 def test_qml_names_and_colours_the_classes(tmp_path, legend):
-    write_qml(tmp_path / "map.qml", legend)
+    write_qml(tmp_path / "map.qml", class_style(legend))
     root = ElementTree.parse(tmp_path / "map.qml").getroot()
     assert root.tag == "qgis"
     assert root.find("pipe/rasterrenderer").get("type") == "paletted"

@@ -24,7 +24,7 @@ from covermap.legend import Legend, LegendClass
 from covermap.model_settings import Model, Prediction, Tiles
 from covermap.models.unet import Unet
 from covermap.mosaic import mosaic
-from covermap.predict import CONFIDENCE_NODATA, blend_weights, predict_block, window_starts
+from covermap.predict import CONFIDENCE_NODATA, predict_block
 from covermap.prepare import labelled_pixels, prepare
 from covermap.raster import read_window, write_raster
 from covermap.recipe import learning_rate
@@ -39,6 +39,7 @@ from .conftest import BANDS, PERIOD, stack_of
 PREDICTION = Prediction(window_pixels=64, batch=3)
 TILES = Tiles(pixels=32, stride_pixels=32, cell_pixels=64, buffer_pixels=0, validation=0.25, test=0.25)
 CLASSES = ["water", "forest", "field"]
+MAP_FILES = ("map.tif", "confidence.tif", "map.qml", "confidence.qml", "map.tif.aux.xml", "map.tif.vat.dbf")
 LEGEND = Legend(
     classes=tuple(
         LegendClass(id=i + 1, key=key, name=key.title(), colour=f"#{i}0{i}080") for i, key in enumerate(CLASSES)
@@ -452,7 +453,7 @@ def test_the_map_is_one_band_with_colours_and_ends_at_the_area(area, trained, tm
     )
     left, bottom, right, top = area.grid.bounds
     outline = project(box(left + 300, bottom + 100, right - 300, top - 100), area.grid.crs, "EPSG:4326")
-    files = [tmp_path / name for name in ("map.tif", "confidence.tif", "map.qml", "map.tif.aux.xml")]
+    files = [tmp_path / name for name in MAP_FILES]
     period = Period(start="2022-01-01", end="2022-02-28")
     blocks = list(area.blocks.values())
     mosaic(predictions, *files, listing, area.grid, blocks, outline.wkt, LEGEND, period, "unet", "mine {years}")
@@ -468,7 +469,7 @@ def test_the_map_is_one_band_with_colours_and_ends_at_the_area(area, trained, tm
     with rasterio.open(files[1]) as raster:
         np.testing.assert_array_equal(raster.read(1) == CONFIDENCE_NODATA, values == 0)
         assert raster.tags()["TIFFTAG_COPYRIGHT"] == "mine 2021, 2022"
-    pixels = [int(row.findall("F")[6].text) for row in ElementTree.parse(files[3]).iter("Row")]
+    pixels = [int(row.findall("F")[6].text) for row in ElementTree.parse(files[4]).iter("Row")]
     assert pixels == np.bincount(values.ravel(), minlength=len(LEGEND.classes) + 1)[1:].tolist()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
@@ -476,21 +477,14 @@ def test_the_map_is_one_band_with_colours_and_ends_at_the_area(area, trained, tm
 def test_an_area_without_observations_is_explained(area, tmp_path, listing):
     block = area.blocks["x300y-3001"]
     empty = np.stack([np.zeros(block.shape, np.uint8), np.full(block.shape, CONFIDENCE_NODATA, np.uint8)])
-    write_raster(tmp_path / "p.tif", empty, block, nodata=CONFIDENCE_NODATA)
+    names = ("class", "confidence")
+    write_raster(tmp_path / "p.tif", empty, block, nodata=CONFIDENCE_NODATA, descriptions=names)
     outline = project(block.polygon, block.crs, "EPSG:4326")
-    files = [tmp_path / name for name in ("map.tif", "confidence.tif", "map.qml", "map.tif.aux.xml")]
+    files = [tmp_path / name for name in MAP_FILES]
     period = Period(start="2022-01-01", end="2022-02-28")
     with pytest.raises(CoverageError, match="no pixel"):
         mosaic([tmp_path / "p.tif"], *files, listing, block, [block], outline.wkt, LEGEND, period, "unet", "mine")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.tif", "scenes.json"]
-
-
-def test_windows_lie_on_an_absolute_lattice():
-    assert list(window_starts(0, 64, 32, 16)) == [-16, 0, 16, 32, 48]
-    whole = set(window_starts(0, 128, 32, 24))
-    assert set(window_starts(0, 64, 32, 24)) | set(window_starts(64, 64, 32, 24)) == whole
-    assert (blend_weights(32, 16) > 0).all()
-    np.testing.assert_allclose(blend_weights(32, 16)[:16] + blend_weights(32, 16)[16:], 1, rtol=1e-6)
 
 
 def test_the_learning_rate_rises_and_falls():

@@ -41,7 +41,7 @@ def test_the_shipped_configuration_plans_the_demo(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for rule in ("simulate_demo", "search_scenes", "stack_block", "train", "predict_block", "mosaic_default"):
+    for rule in ("simulate_demo", "search_scenes", "stack_block", "train", "predict_block", "mosaic"):
         assert re.search(rf"^{rule}\s+\d+$", done.stdout, re.MULTILINE)
 
 
@@ -100,14 +100,14 @@ def test_a_second_run_does_nothing(small_world):
     assert "Nothing to be done" in done.stdout + done.stderr
 
 
-AFTER_TRAINING = {"train", "predict_block", "mosaic_default", "evaluate", "report", "all"}
+AFTER_TRAINING = {"train", "calibrate", "predict_block", "mosaic", "describe_map", "evaluate", "report", "all"}
 
 
 @pytest.mark.parametrize(
     ("path", "value", "reruns"),
     [
         ("models/unet_demo/training/epochs", 9, AFTER_TRAINING),
-        ("models/unet_demo/prediction/overlap", 0.25, AFTER_TRAINING - {"train"}),
+        ("models/unet_demo/prediction/overlap", 0.25, AFTER_TRAINING - {"train", "calibrate"}),
         (
             "aois/demo/masks/dilate_m",
             100,

@@ -9,7 +9,7 @@ import rasterio
 from ..conftest import ROOT, run_snakemake, small_settings
 
 LEGEND = ROOT / "resources" / "legends" / "mapbiomas.csv"
-LOOKS = {"mosaic_default", "evaluate", "report", "all"}  # evaluate reads the new map, which is the old one
+LOOKS = {"mosaic", "describe_map", "evaluate", "report", "all"}  # evaluate reads the new map, which is the old one
 
 
 def rules_of(small_world, settings):

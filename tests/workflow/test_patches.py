@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import rasterio
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -69,16 +70,29 @@ def test_patches_teach_a_classifier(settings, tmp_path, snakemake):
 
 def test_what_cannot_be_done_with_patches_is_told(settings, tmp_path):
     for target, words in (
-        (
-            "results/maps/demo/tells.tif",
-            "covermap: models.tells learns from patches and gives one class to a whole patch, so it maps no area",
-        ),
+        ("results/maps/demo/tells.tif", "models.tells.prediction.window_pixels is not set"),
         ("results/tiles/tells/survey.json", "results/tiles/tells/survey.json"),
     ):
         done = run_snakemake(tmp_path, settings, target)
         assert done.returncode != 0
         assert words in done.stdout + done.stderr and "Traceback" not in done.stdout + done.stderr
-    settings["patches"]["chips"]["path"] = "elsewhere"
-    done = run_snakemake(tmp_path, settings, INDEX)
-    assert done.returncode != 0
-    assert "covermap: the patches' path is elsewhere, which does not exist" in done.stdout + done.stderr
+
+
+def test_a_classifier_of_patches_maps_an_area_tile_by_tile(settings, tmp_path, copied_world, snakemake):
+    for name in ("chips", "legend.csv"):
+        (tmp_path / name).rename(copied_world / name)
+    settings["models"]["tells"]["prediction"] = {"window_pixels": 32, "overlap": 0}
+    snakemake(copied_world, settings, "results/maps/demo/tells.tif")
+    with (
+        rasterio.open(copied_world / "results/maps/demo/tells.tif") as raster,
+        rasterio.open(copied_world / "results/maps/demo.tif") as pixels,
+    ):
+        classes, seen = raster.read(1), pixels.read(1) > 0
+        assert raster.colormap(1)[1] == (0, 140, 0, 255)
+        left = round(raster.bounds.left / 10) % 32
+        top = round((10_000_000 - raster.bounds.top) / 10) % 32
+    np.testing.assert_array_equal(classes > 0, seen)
+    for row in range(-top % 32, classes.shape[0] - 32, 32):
+        for column in range(-left % 32, classes.shape[1] - 32, 32):
+            tile = classes[row : row + 32, column : column + 32]
+            assert len(np.unique(tile[tile > 0])) <= 1

@@ -109,7 +109,7 @@ def test_an_area_plans_its_search_without_network_and_labels(folder, shipped, ao
     done = run_snakemake(folder, shipped, f"results/maps/{aoi}.tif", "-n", "--quiet", "rules")
     jobs, areas = jobs_of(done), taught_by(shipped, aoi)
     assert jobs["search_scenes"] == len(areas)
-    assert jobs["mosaic_default"] == jobs["train"] == 1
+    assert jobs["mosaic"] == jobs["train"] == 1
     assert "clip_s2" not in jobs
     absent = to_bring(shipped, areas)
     assert (
@@ -130,7 +130,7 @@ def test_an_area_plans_all_of_its_jobs_from_a_pinned_list(folder, shipped, aoi, 
     assert jobs["stack_block"] == jobs["predict_block"] * len(areas)
     assert jobs["rasterize_labels"] == jobs["pack_tiles"] == jobs["predict_block"]
     assert jobs.get("find_shoreline", 0) == jobs["predict_block"] * aoi.startswith("klingenberg")
-    assert jobs["train"] == jobs["mosaic_default"] == 1
+    assert jobs["train"] == jobs["mosaic"] == 1
     must_be_light(done)
 
 

@@ -1,13 +1,16 @@
+import json
 import os
 import sys
 from functools import cache, wraps
 from importlib import import_module
+from math import lcm
 from pathlib import Path
+from typing import get_args
 
 sys.path.insert(0, str(Path(workflow.basedir)))
 os.environ.update(PYTHONPATH=os.pathsep.join(filter(None, [sys.path[0], os.getenv("PYTHONPATH")])))  # for the jobs
 
-from covermap.attribution import attribution
+from covermap.attribution import attribution, attribution_of_labels
 from covermap.clms_key import service_key
 from covermap.config import (
     check_classes,
@@ -23,7 +26,7 @@ from covermap.config import (
 )
 from covermap.dates import step_of, steps_of
 from covermap.errors import CovermapError, CoverageError, SettingError
-from covermap.grid import area_blocks, area_grid, project, read_area
+from covermap.grid import PIXEL_M, area_blocks, area_grid, project, read_area
 from covermap.legend import read_legend
 from covermap.orbits import choose_orbit, has_orbits
 from covermap.providers import PROVIDERS, Query
@@ -42,6 +45,7 @@ from covermap.scenes import (
 )
 from covermap.selection import gaps, pinned_items
 from covermap.label_settings import Images
+from covermap.model_settings import Layer, Tidy
 from covermap.step import has_gpu
 
 
@@ -84,6 +88,8 @@ wildcard_constraints:
     aoi="|".join(CFG.aois),
     patches=one_of(CFG.patches),
     model="|".join(CFG.models),
+    mapped=f"(?:{'|'.join(CFG.aois)})(?:/(?:{'|'.join(CFG.models)}))?",
+    layer=one_of(get_args(Layer)),
     block=r"x-?\d+y-?\d+",
     scene=r"[\w.-]+",
 
@@ -294,6 +300,62 @@ def weights_of(wildcards):
     return expand("results/models/{model}/weights.safetensors", model=trained(wildcards.model))
 
 
+def calibrations_of(wildcards):
+    """The temperatures of these weights, where the job's model is calibrated."""
+    if not CFG.models[wildcards.model].prediction.calibrate:
+        return []
+    return expand("results/models/{model}/calibration.json", model=trained(wildcards.model))
+
+
+def postprocess_setting(name):
+    """A setting of what follows the network of the job's model."""
+    return lambda wildcards: CFG.models[wildcards.model].postprocess.model_dump(mode="json")[name]
+
+
+def tidy_of(wildcards):
+    """What is done to the classes of the job's model while its map is put together."""
+    return CFG.models[wildcards.model].postprocess.model_dump(mode="json", include=set(Tidy.model_fields))
+
+
+def provenance_of(wildcards):
+    """How a map was made, for its tags: what speed alone depends on is not among it."""
+    model = CFG.models[wildcards.model]
+    how = model.prediction.model_dump(mode="json", exclude={"layers", "batch", "threads"})
+    after = model.postprocess.model_dump(mode="json", exclude_none=True, exclude={"simplify_m"})
+    return {
+        "network": model.network,
+        "trained_on": ", ".join(
+            dict.fromkeys(area for one in trained(wildcards.model) for area in CFG.models[one].train_on)
+        ),
+        "prediction": json.dumps(how, sort_keys=True),
+        **({"postprocess": json.dumps(after, sort_keys=True)} if after else {}),
+    }
+
+
+@plainly
+def blocks_with_layer(wildcards):
+    """Predictions of the job's map, which must hold the layer that is asked for."""
+    layers, layer = CFG.models[wildcards.model].prediction.layers, wildcards.layer
+    if layer not in layers:
+        raise SettingError(
+            f"models.{wildcards.model}.prediction.layers is {', '.join(layers) or 'empty'}, which lacks {layer}: add it"
+        )
+    return blocks_in("results/predictions/{aoi}/{model}/{block}.tif")(wildcards)
+
+
+def pixel_of(wildcards):
+    """Side of a pixel of what the job's model learned from [m]."""
+    areas = taught_on(wildcards.model)
+    return grid_of(areas[0]).pixel_m if areas else PIXEL_M
+
+
+def pictures_of(wildcards):
+    """What the images are that the job's model learned from, where it did; an area is shown to it like them."""
+    if wildcards.model not in CFG.classifiers:
+        return None
+    return patches_of(wildcards).model_dump(mode="json", include={"level", "white"})
+
+
 def start_of(wildcards):
     """Weights that training of the job's model starts from, where it starts from any."""
     start = CFG.models[wildcards.model].start_from
@@ -311,8 +373,42 @@ def taught_on(model):
     return [area for area in dict.fromkeys(areas) if area in CFG.aois]
 
 
+def halving_of(wildcards):
+    """Side of what the networks of the job's model see as one pixel at their lowest level."""
+    return lcm(*(CFG.models[name].network_options.multiple for name in trained(wildcards.model)))
+
+
 def margin_of(wildcards):
     return CFG.models[wildcards.model].network_options.margin_pixels
+
+
+def of_map(wanted):
+    """Ask a function of area and model, or fill in a pattern of them, for the job's map."""
+
+    def get(wildcards):
+        aoi, _, model = wildcards.mapped.partition("/")
+        own = {"aoi": aoi, "model": model or CFG.aois[aoi].model}
+        named = type(wildcards)(fromdict={**dict(wildcards.items()), **own})
+        return wanted.format(**named) if isinstance(wanted, str) else wanted(named)
+
+    return get
+
+
+def layers_of_map(wildcards):
+    """Layers that are kept beside the job's map."""
+    layers = of_map(lambda named: CFG.models[named.model].prediction.layers)(wildcards)
+    return expand("results/maps/{mapped}.{layer}.tif", mapped=wildcards.mapped, layer=layers)
+
+
+def polygons_of_map(wildcards):
+    """The job's map as polygons, where they are wanted."""
+    wanted = of_map(postprocess_setting("polygons"))(wildcards)
+    return f"results/maps/{wildcards.mapped}.gpkg" if wanted else []
+
+
+def legend_of_map(wildcards):
+    """Legend of a model's map of an area, with names in its language."""
+    return legend_of(wildcards.model, wildcards.aoi)
 
 
 @plainly
@@ -556,7 +652,7 @@ def blocks_in(pattern):
 
 
 def stacks_near(wildcards):
-    plainly(check_maps)(CFG, wildcards.model)
+    plainly(check_maps)(CFG, wildcards.aoi, wildcards.model)
     plainly(check_window)(CFG, wildcards.aoi, wildcards.model)
     near = neighbours_of(wildcards.aoi, wildcards.block)
     return expand("results/stacks/{aoi}/{block}.zarr.zip", aoi=wildcards.aoi, block=near)
@@ -796,7 +892,7 @@ def optical_product(wildcards):
 
 def training_settings(wildcards):
     """What the weights depend on: how a map is cut into windows is not among it."""
-    return CFG.models[wildcards.model].model_dump(mode="json", exclude={"prediction"})
+    return CFG.models[wildcards.model].model_dump(mode="json", exclude={"prediction", "postprocess"})
 
 
 def default_model(wildcards):
@@ -817,9 +913,13 @@ def accuracy_of(wildcards):
 def attribution_of(wildcards):
     """Whose data a map of the job's area contains: by the job's model, or that of the area."""
     aoi = CFG.aois[wildcards.aoi]
-    labels = [CFG.aois[area].labels for area in taught_on(wildcards.get("model", aoi.model))]
-    maps = [*labels, *(one.weak.agree_with for one in labels if one)]
-    return attribution(aoi.provider.name, aoi.dem == "glo30", maps)
+    return attribution(aoi.provider.name, aoi.dem == "glo30", maps_of_labels(wildcards.get("model", aoi.model)))
+
+
+def maps_of_labels(model):
+    """The maps that a model learned from."""
+    labels = [CFG.aois[area].labels for area in taught_on(model)]
+    return [*labels, *(one.weak.agree_with for one in labels if one)]
 
 
 def missing_in(wildcards):

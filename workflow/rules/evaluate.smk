@@ -58,6 +58,7 @@ rule score_tiles:
         index=index_of,
         packed=packs_of,
         weights=weights_of,
+        calibrations=calibrations_of,
         forest="results/models/{model}/forest.json",
     output:
         scores="results/models/{model}/scores.json",
@@ -80,7 +81,7 @@ rule score_tiles:
         min_pixels=lambda wildcards: CFG.models[wildcards.model].min_pixels,
         seed=split_seed,
         legend=lambda wildcards: legend_of(wildcards.model),
-        version=1,
+        version=2,
     script:
         "../scripts/score_tiles.py"
 

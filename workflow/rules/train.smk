@@ -26,6 +26,6 @@ rule train:
         blocks=model_blocks,
         model=training_settings,
         classes=lambda wildcards: [entry["key"] for entry in legend_of(wildcards.model)["classes"]],
-        version=5,
+        version=6,
     script:
         "../scripts/train.py"
