@@ -253,7 +253,7 @@ class Prediction(Section):
         "classes are alike; probabilities: of every class",
     )
     batch: int = Field(4, ge=1, description="windows at once")
-    threads: int = Field(1, ge=1, le=64, description="torch threads of one block: results are identical at one number")
+    threads: int = Field(1, ge=1, le=64, description="batches of one block at once; their number changes no byte")
 
     @property
     def step_pixels(self) -> int:

@@ -42,11 +42,14 @@ from covermap.model_settings import Bayes, Crf, Prediction
 from covermap.models.normalise import Normalised
 from covermap.pictures import Pictures, as_images, bands_in
 from covermap.raster import TILE, new_raster
+from covermap.room import room_for
 from covermap.stack import read_stack
 from covermap.strips import in_order
 from covermap.trained import load_weights
 
 log = logging.getLogger(__name__)
+
+PACKED = 0.3  # bytes of a pixel of a layer on the disk, about
 
 
 def predict_block(
@@ -85,38 +88,64 @@ def predict_block(
     ModelError
         Weights that cannot be read or that do not go together, a window that a network cannot take, or a stack that
         lacks a month or date, or whose inputs mean something else than those that the networks learned from.
+    RoomError
+        The disk is full.
     """
     device = use_device(settings.threads)
     nets, classes = load_together(weights, device, calibrations)
+    sources = [Source(*source, chosen_steps(source[1], months, dates)) for source in zip(blocks, stacks, strict=True)]
+    sources = [suited(source, nets, pictures) for source in sources]
+    predict = predictor(nets, len(classes), sources, block, settings, crf, device)
+    about = told(settings, crf, bayes, [net.temperature for net in nets])
+    log.info("%s", about)
+    names = layer_names(settings.layers, classes)
+    needed = PACKED * len(names) * block.width * block.height
+    with (
+        room_for(prediction, needed),
+        new_raster(
+            prediction,
+            block,
+            count=len(names),
+            dtype="uint8",
+            nodata=CONFIDENCE_NODATA,
+            descriptions=names,
+            tags=about,
+        ) as raster,
+    ):
+        for _ in in_order(lambda part: write_part(raster, *part), parts_of(predict, block, settings, bayes), threads=1):
+            pass
+
+
+def predictor(
+    nets: list[Normalised],
+    classes: int,
+    sources: list[Source],
+    block: Grid,
+    settings: Prediction,
+    crf: Crf | None,
+    device: torch.device,
+) -> Callable[[Region], Iterator[Band]]:
+    """What gives the probabilities of any region around a block.
+
+    Raises
+    ------
+    ModelError
+        A network cannot take the window.
+    """
     for net in nets:
         multiple = getattr(net.network, "multiple", 1)
         if settings.window_pixels % multiple:
             raise ModelError(f"prediction.window_pixels is {settings.window_pixels}: expected a multiple of {multiple}")
-    sources = [Source(*source, chosen_steps(source[1], months, dates)) for source in zip(blocks, stacks, strict=True)]
-    sources = [suited(source, nets, pictures) for source in sources]
     read = partial(read_lattice, sources, shapes=shapes_in(nets, sources[0]), days=is_filled(nets[0].meaning))
-    predict = partial(
+    return partial(
         blended,
         lambda region: read(grid_at(region, block)),
         lambda batch: mean_probabilities(nets, batch, device),
-        classes=len(classes),
+        classes=classes,
         settings=settings,
         device=device,
         refine=partial(refined, nets[0], crf) if crf else None,
     )
-    about = told(settings, crf, bayes, [net.temperature for net in nets])
-    log.info("%s", about)
-    with new_raster(
-        prediction,
-        block,
-        count=len(names := layer_names(settings.layers, classes)),
-        dtype="uint8",
-        nodata=CONFIDENCE_NODATA,
-        descriptions=names,
-        tags=about,
-    ) as raster:
-        for _ in in_order(lambda part: write_part(raster, *part), parts_of(predict, block, settings, bayes), threads=1):
-            pass
 
 
 def told(settings: Prediction, crf: Crf | None, bayes: Bayes | None, temperatures: list[float]) -> dict[str, object]:

@@ -12,11 +12,12 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from covermap import __version__
-from covermap.errors import ProductError
+from covermap.errors import ProductError, RoomError
 from covermap.files import whole
 from covermap.grid import Grid
 
 TILE = 512
+PLACE = ("OFFSET", "SIZE")  # of a tile in its file, as GDAL tells it
 
 
 @contextmanager
@@ -34,6 +35,11 @@ def new_raster(
     """GeoTIFF on ``grid`` open for writing: 512 px tiles, ZSTD level 1, whole or absent.
 
     ``interleave="band"`` keeps each band apart, for files that are written and read band by band.
+
+    Raises
+    ------
+    RoomError
+        What was written did not fit on the disk.
     """
     profile = {
         "driver": "GTiff",
@@ -53,10 +59,28 @@ def new_raster(
         "predictor": 3 if np.issubdtype(dtype, np.floating) else 2,
         "bigtiff": "IF_SAFER",
     }
-    with whole(output) as part, rasterio.open(part, "w", **profile) as raster:
-        raster.descriptions = tuple(descriptions) or (None,) * count
-        raster.update_tags(covermap=__version__, **{key: str(value) for key, value in (tags or {}).items()})
-        yield raster
+    with whole(output) as part:
+        with rasterio.open(part, "w", **profile) as raster:
+            raster.descriptions = tuple(descriptions) or (None,) * count
+            raster.update_tags(covermap=__version__, **{key: str(value) for key, value in (tags or {}).items()})
+            yield raster
+        if not is_whole(part):
+            raise RoomError(f"{output} cannot be written whole: make room on the disk and run again")
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a GeoTIFF holds all of its tiles: where the disk is full, GDAL may be silent when it closes a file."""
+    size = path.stat().st_size
+    try:
+        with rasterio.open(path) as raster:
+            for band in raster.indexes:
+                for (row, column), _ in raster.block_windows(band):
+                    place = (raster.get_tag_item(f"BLOCK_{what}_{column}_{row}", "TIFF", band) for what in PLACE)
+                    if sum(int(number or 0) for number in place) > size:
+                        return False
+    except RasterioError:
+        return False
+    return True
 
 
 def write_raster(

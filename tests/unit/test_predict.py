@@ -2,6 +2,9 @@
 
 import json
 import multiprocessing
+import os
+import resource
+import signal
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -10,7 +13,7 @@ import rasterio
 import torch
 
 import covermap.predict
-from covermap.errors import ModelError
+from covermap.errors import ModelError, RoomError
 from covermap.inputs import meaning_of
 from covermap.model_settings import Bayes, Crf, Model, Prediction
 from covermap.predict import CONFIDENCE_NODATA, grid_at, look_of, predict_block, region_of, regrouped
@@ -219,9 +222,50 @@ def test_a_job_that_dies_leaves_no_file(area, weights, tmp_path, monkeypatch):
 
     monkeypatch.setattr(covermap.predict, "write_part", dying)
     monkeypatch.setattr(covermap.predict, "TILE", 64)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RoomError, match=r"p\.tif cannot be written whole .No space.* MB free: make room"):
         predict(weights, area, tmp_path / "p.tif", area.grid)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_prediction_that_does_not_fit_on_the_disk_is_told_and_gone(area, weights, tmp_path):
+    """GDAL is silent where the last of a file does not fit."""
+    predict(weights, area, tmp_path / "p.tif", area.grid)
+    size = (tmp_path / "p.tif").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (size // 2, size - 2000, size - 100, size - 1):
+        (tmp_path / "p.tif").unlink(missing_ok=True)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+            with pytest.raises(RoomError, match="make room"):
+                predict(weights, area, tmp_path / "p.tif", area.grid)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_prediction_leaves_nothing_to_its_rerun(area, weights, tmp_path):
+    expected = predict(weights, area, tmp_path / "one.tif", area.grid)
+    first = (tmp_path / "one.tif").read_bytes()
+    (tmp_path / "one.tif").unlink()
+    job = multiprocessing.get_context("spawn").Process(target=die_half_way, args=(weights, area, tmp_path / "one.tif"))
+    job.start()
+    job.join()
+    assert job.exitcode == -signal.SIGKILL and [path.name for path in tmp_path.iterdir()] == [f".one.tif.{job.pid}.tif"]
+    np.testing.assert_array_equal(predict(weights, area, tmp_path / "one.tif", area.grid), expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["one.tif"]
+    assert (tmp_path / "one.tif").read_bytes() == first
+
+
+def die_half_way(weights, area, path):
+    original = covermap.predict.write_part
+
+    def dying(raster, row, column, part):
+        original(raster, row, column, part)
+        if row >= area.grid.height // 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    covermap.predict.write_part, covermap.predict.TILE = dying, 64
+    predict(weights, area, path, area.grid)
 
 
 def test_rows_are_regrouped_whatever_their_number():
