@@ -30,7 +30,7 @@ from covermap.strips import in_order
 COLUMNS = 4096  # of a region at most, without its halo: what the memory is proportional to
 CONFIDENCE_NODATA = 255  # of confidence and the other layers, where nothing was observed
 PROBABILITY_STEPS = 250  # in which a probability of 1 is kept
-HELD_BY_LIST = 3  # references: of the list, of the name that goes over it, and of the counting function
+HELD_BY_LIST = next(getrefcount(each) for each in [np.empty(0)])  # references that are counted where none is beside it
 TURNS = tuple((quarters, flip) for flip in (False, True) for quarters in range(4))  # the symmetries of a square
 
 Arrays = dict[str, np.ndarray]

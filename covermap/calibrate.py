@@ -29,6 +29,7 @@ from covermap.trained import TEMPERATURES
 log = logging.getLogger(__name__)
 
 PIXELS = 1_000_000  # of all tiles together, which tell one number well enough
+NEAR = 1.01  # as a ratio to a bound of the temperature
 BINS = 15  # of the confidence, as is usual (Guo et al. 2017)
 LEAST = np.finfo(np.float32).tiny  # what a probability of 0 is taken for
 
@@ -111,7 +112,10 @@ def best_temperature(log_p: np.ndarray, label: np.ndarray, weight: np.ndarray) -
         return _loss(log_p, label, weight, float(np.exp(log_temperature)))
 
     found = minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURES)), method="bounded", options={"xatol": 1e-4})
-    return round(float(np.exp(found.x)), 4)
+    temperature = round(float(np.exp(found.x)), 4)
+    if min(temperature / TEMPERATURES[0], TEMPERATURES[1] / temperature) < NEAR:
+        log.warning("the temperature is %g, a bound: check the labels of the validation tiles", temperature)
+    return temperature
 
 
 def _loss(log_p: np.ndarray, label: np.ndarray, weight: np.ndarray, temperature: float) -> float:

@@ -796,10 +796,13 @@ def check_tiles(config: Config, model: str) -> None:
 def check_window(config: Config, aoi: str, model: str) -> None:
     """Refuse windows that reach further than the blocks around a block, whose stacks alone are read."""
     window, block = config.models[model].prediction.window_pixels, config.aois[aoi].block_pixels
-    if window > block:
+    bayes = config.models[model].postprocess.bayes
+    halo = bayes.pixels // 2 if bayes else 0
+    if window + halo > block:
+        beside = f", less the {halo} of postprocess.bayes" if halo else ""
         raise SettingError(
             f"models.{model}.prediction.window_pixels is {window}: expected at most aois.{aoi}.block_pixels, which is "
-            f"{block}, so lessen the window or enlarge the blocks"
+            f"{block}{beside}, so lessen the window or enlarge the blocks"
         )
 
 

@@ -258,12 +258,14 @@ class Prediction(Section):
     @property
     def step_pixels(self) -> int:
         """Distance of neighbouring windows."""
-        return self.window_pixels - int(self.window_pixels * self.overlap)
+        return self.window_pixels - int(round(self.window_pixels * self.overlap, 6))
 
     @model_validator(mode="after")
     def _blends_what_overlaps(self) -> Self:
-        if self.overlap == 0 and self.blend == "centre":
-            raise ValueError("blend is centre, but overlap is 0, so that nothing is cut off: set the overlap, or none")
+        if self.step_pixels == self.window_pixels and self.blend == "centre":
+            raise ValueError(
+                f"blend is centre, but overlap is {self.overlap}, so that nothing is cut off: set the overlap, or none"
+            )
         return self
 
 
@@ -274,14 +276,20 @@ class Crf(Section):
     radius_pixels: int = Field(3, ge=1, le=15, description="how far a neighbour counts, along rows and columns [px]")
     smoothness: float = Field(0.0, ge=0, le=100, description="weight of all neighbours together, whatever their look")
     likeness: float = Field(10.0, ge=0, le=100, description="weight of all neighbours together, if they look alike")
-    distance_pixels: float = Field(3.0, gt=0, le=15, description="standard deviation of the distance [px]")
+    distance_pixels: float = Field(3.0, ge=0.1, le=15, description="standard deviation of the distance [px]")
     contrast: float = Field(
         0.3,
-        gt=0,
+        ge=0.01,
         le=10,
         description="difference in look, in the mean of the bands, at which a neighbour counts less "
         "[standard deviations]",
     )
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if not self.smoothness + self.likeness:
+            raise ValueError("smoothness and likeness are 0, so that nothing changes: set one of them, or remove crf")
+        return self
 
 
 class Bayes(Section):
@@ -294,7 +302,7 @@ class Bayes(Section):
     @field_validator("pixels")
     @classmethod
     def _is_odd(cls, pixels: int) -> int:
-        return _odd("pixels", pixels)
+        return _odd(pixels)
 
 
 class Tidy(Section):
@@ -310,7 +318,7 @@ class Tidy(Section):
     @field_validator("majority_pixels")
     @classmethod
     def _is_odd(cls, pixels: int | None) -> int | None:
-        return None if pixels is None else _odd("majority_pixels", pixels)
+        return None if pixels is None else _odd(pixels)
 
 
 ROUNDS = 4  # in which small patches join their neighbours; each may reach one patch farther
@@ -327,6 +335,11 @@ def unit_pixels(tidy: Tidy, pixel_m: float) -> int:
     """
     pixel_ha = pixel_m**2 / 10_000
     pixels = math.ceil(round((tidy.min_unit_ha or 0) / pixel_ha, 6))
+    if tidy.min_unit_ha and pixels < 2:
+        raise SettingError(
+            f"postprocess.min_unit_ha is {tidy.min_unit_ha}, not more than one pixel of {pixel_m:g} m, so that nothing "
+            f"changes: expected more than {pixel_ha:g}, or remove it"
+        )
     most = MOST_HALO_PIXELS // (ROUNDS + 1)
     if pixels > most:
         raise SettingError(
@@ -352,9 +365,9 @@ class Postprocess(Tidy):
     )
 
 
-def _odd(name: str, pixels: int) -> int:
+def _odd(pixels: int) -> int:
     if pixels % 2 == 0:
-        raise ValueError(f"{name} is {pixels}: expected an odd number, so that the square has a middle")
+        raise ValueError("expected an odd number, so that the square has a middle")
     return pixels
 
 
@@ -429,6 +442,11 @@ class Model(Section):
     training: Training = Training()
     prediction: Prediction = Prediction()
     postprocess: Postprocess = Postprocess()
+
+    @field_validator("options")
+    @classmethod
+    def _in_one_order(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return dict(sorted(options.items()))  # so that another order in the file trains nothing again
 
     @field_validator("start_from")
     @classmethod

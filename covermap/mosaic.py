@@ -27,7 +27,7 @@ from covermap.errors import CoverageError, ProductError
 from covermap.files import scratch, whole
 from covermap.grid import Grid, project
 from covermap.legend import NO_LABEL, Legend
-from covermap.model_settings import Layer, Tidy
+from covermap.model_settings import Layer, Tidy, halo_pixels
 from covermap.predict import CONFIDENCE_NODATA
 from covermap.raster import TILE, read_pixels
 from covermap.room import room_for
@@ -343,7 +343,7 @@ def beyond_of(outline: BaseGeometry, region: Grid) -> np.ndarray:
 
 def tidying(tidy: Tidy, pixel_m: float) -> tuple[Callable[[np.ndarray], np.ndarray] | None, int, dict[str, str]]:
     """What tidies classes (y, x), how many pixels around them it must see, and what is told of it."""
-    from covermap.postprocess import halo_pixels, tidied
+    from covermap.postprocess import tidied
 
     told = {name: str(value) for name, value in tidy.model_dump().items() if value is not None}
     if not told:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from covermap.legend import NO_LABEL
 from covermap.model_settings import ROUNDS, Bayes, Crf, Tidy, unit_pixels
-from covermap.model_settings import halo_pixels as halo_pixels
 
 LEAST = 1e-4  # of a probability, before its logarithm
 KEPT = 1 << 27  # weights of pairs of pixels that are kept from one iteration to the next, 4 bytes each

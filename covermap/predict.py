@@ -65,6 +65,7 @@ def predict_block(
     bayes: Bayes | None = None,
     calibrations: tuple[Path, ...] = (),
     pictures: Pictures | None = None,
+    threads: int | None = None,
 ) -> None:
     """Step: classes, confidence and further layers of a block.
 
@@ -82,6 +83,7 @@ def predict_block(
     bayes : smoothing of the blended probabilities; None: none.
     calibrations : temperature of each network; none: as they are.
     pictures : what the images are that the networks learned from, where they are classifiers of patches.
+    threads : batches at once; None: those of the settings.
 
     Raises
     ------
@@ -91,13 +93,14 @@ def predict_block(
     RoomError
         The disk is full.
     """
+    settings = settings.model_copy(update={"threads": threads or settings.threads})
     device = use_device(settings.threads)
     nets, classes = load_together(weights, device, calibrations)
     sources = [Source(*source, chosen_steps(source[1], months, dates)) for source in zip(blocks, stacks, strict=True)]
     sources = [suited(source, nets, pictures) for source in sources]
     predict = predictor(nets, len(classes), sources, block, settings, crf, device)
     about = told(settings, crf, bayes, [net.temperature for net in nets])
-    log.info("%s", about)
+    log.info("%s", "; ".join(f"{name} {value}" for name, value in about.items()))
     names = layer_names(settings.layers, classes)
     needed = PACKED * len(names) * block.width * block.height
     with (

@@ -45,6 +45,7 @@ MOVES = (-7, -4), (-4, 7), (4, -7), (7, 4)  # copies of the lines, so many rows 
 GAP_M = 200  # narrower gaps between the slices of one orbit are none: outlines are given in a few corners
 REACH = max(rows for rows, _ in MOVES)
 DRAWS = 2000
+LEAST_CELLS = 2  # of which an interval can be drawn; it is too narrow below some thirty
 AXES = (0, 1)  # neighbours across horizontal lines, and across vertical ones
 MEASURES = ("class", "confidence")
 
@@ -93,7 +94,9 @@ def measure_seams(
         A raster or the list of scenes cannot be read.
     """
     grid = _grid(map)
-    items = [item for name, item in read_listing(listing).items() if not scenes or name in scenes]
+    if _grid(confidence) != grid:
+        raise ProductError(f"{confidence} is not on the grid of {map}: remove both and run again")
+    items = [item for name, item in read_listing(listing).items() if scenes is None or name in scenes]
     kinds = lattices(settings, block_pixels, network_pixels) | input_borders(items, grid)
     tallies = tally(partial(_read, map, confidence), grid, kinds, network_pixels)
     lines = {kind: told(counts, seed) for kind, counts in tallies.items()}
@@ -173,7 +176,7 @@ def covered(grid: Grid, outlines: Sequence[BaseGeometry]) -> list[np.ndarray]:
     return [
         geometry_mask([outline], grid.shape, grid.transform, invert=True)
         for outline in outlines
-        if outline.boundary.intersects(grid.polygon)
+        if not outline.is_empty and outline.boundary.intersects(grid.polygon)
     ]
 
 
@@ -349,7 +352,7 @@ def interval(found: np.ndarray, expected: np.ndarray, seed: int = 0) -> tuple[fl
     """
     found, expected = found[expected > 0], expected[expected > 0]
     cells = len(expected)
-    if cells < 2:
+    if cells < LEAST_CELLS:
         return None, None
     times = np.random.default_rng(seed).multinomial(cells, np.full(cells, 1 / cells), size=DRAWS)
     low, high = np.percentile((times @ found) / (times @ expected), [2.5, 97.5])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,9 @@ DBASE, GEOPACKAGE, SAFETENSORS, XML = (
     "application/octet-stream; application=safetensors",
     "application/xml",
 )
+BUFFER = re.compile(
+    r"^(?!network\.)|\.(?:running_mean|running_var|num_batches_tracked)$"
+)  # a tensor that is not learnt
 SHA256 = "1220"  # how a multihash of SHA-256 begins
 ROUNDED = 7  # decimals of degrees: a centimetre
 Json = dict[str, Any]
@@ -245,7 +249,7 @@ def network(weights: Path, name: str, legend: Legend, window_pixels: int) -> Jso
         "mlm:architecture": settings["network"],
         "mlm:framework": "PyTorch",
         "mlm:tasks": ["semantic-segmentation"],
-        "mlm:total_parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "mlm:total_parameters": sum(tensor.numel() for name, tensor in tensors.items() if not BUFFER.search(name)),
         "mlm:pretrained": source is not None,
         "mlm:pretrained_source": source,
         "mlm:input": inputs,

@@ -91,6 +91,15 @@ def test_the_environment_with_snap_adds_the_bridge_alone():
     assert from_pip == {"pip": project["optional-dependencies"]["snap"]}
 
 
+def test_the_environment_for_exports_adds_its_packages_alone():
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    core, more = (
+        yaml.safe_load(Path(f"envs/{name}.yaml").read_text())["dependencies"] for name in ("covermap", "export")
+    )
+    assert more[: len(core)] == core
+    assert [entry.replace(" ", "") for entry in more[len(core) :]] == project["optional-dependencies"]["export"]
+
+
 def test_requirements_pin_what_pyproject_names():
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     lines = [line for line in Path("requirements.txt").read_text().splitlines() if line and not line.startswith("#")]

@@ -70,7 +70,7 @@ def test_seams_are_measured_along_windows_and_blocks(finished):
 @pytest.mark.parametrize(
     ("path", "value", "reruns"),
     [
-        ("prediction/threads", 1, set()),
+        ("prediction/threads", 2, set()),
         ("postprocess/simplify_m", 50, {"vectorize", "describe_map"}),
         ("postprocess/min_unit_ha", 0.2, LAYERS),  # the tags of all layers tell of it
         ("postprocess/bayes", None, {"predict_block", *LAYERS}),

@@ -307,6 +307,11 @@ def calibrations_of(wildcards):
     return expand("results/models/{model}/calibration.json", model=trained(wildcards.model))
 
 
+def windows_of(wildcards):
+    """How the job's model covers a map, less the number of threads, which changes no byte."""
+    return CFG.models[wildcards.model].prediction.model_dump(mode="json", exclude={"threads"})
+
+
 def postprocess_setting(name):
     """A setting of what follows the network of the job's model."""
     return lambda wildcards: CFG.models[wildcards.model].postprocess.model_dump(mode="json")[name]
@@ -321,7 +326,7 @@ def provenance_of(wildcards):
     """How a map was made, for its tags: what speed alone depends on is not among it."""
     model = CFG.models[wildcards.model]
     how = model.prediction.model_dump(mode="json", exclude={"layers", "batch", "threads"})
-    after = model.postprocess.model_dump(mode="json", exclude_none=True, exclude={"simplify_m"})
+    after = model.postprocess.model_dump(mode="json", exclude_none=True, exclude={"polygons", "simplify_m"})
     return {
         "network": model.network,
         "trained_on": ", ".join(

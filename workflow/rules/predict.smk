@@ -45,7 +45,7 @@ rule predict_block:
         blocks=lambda wildcards: [
             plain(blocks_of(wildcards.aoi)[name]) for name in neighbours_of(wildcards.aoi, wildcards.block)
         ],
-        settings=model_setting("prediction"),
+        settings=windows_of,
         crf=postprocess_setting("crf"),
         bayes=postprocess_setting("bayes"),
         months=model_setting("months"),
@@ -149,7 +149,7 @@ rule measure_seams:
     conda:
         "../../envs/covermap.yaml"
     params:
-        settings=of_map(model_setting("prediction")),
+        settings=of_map(windows_of),
         block_pixels=of_map(aoi_setting("block_pixels")),
         network_pixels=of_map(halving_of),
         scenes=of_map(stacked),
@@ -203,10 +203,10 @@ rule export_model:
     benchmark:
         "results/benchmarks/export_model/{model}.tsv"
     conda:
-        "../../envs/covermap.yaml"
+        "../../envs/export.yaml"
     threads: lambda wildcards: CFG.models[wildcards.model].prediction.threads
     params:
-        settings=model_setting("prediction"),
+        settings=windows_of,
         legend=lambda wildcards: legend_of(wildcards.model),
         pixel_m=pixel_of,
         attribution=lambda wildcards: attribution_of_labels(maps_of_labels(wildcards.model)),
