@@ -74,9 +74,7 @@ def test_seams_are_measured_along_windows_and_blocks(finished):
         ("postprocess/simplify_m", 50, {"vectorize", "describe_map"}),
         ("postprocess/min_unit_ha", 0.2, LAYERS),  # the tags of all layers tell of it
         ("postprocess/bayes", None, {"predict_block", *LAYERS}),
-        ("postprocess/crf/iterations", 3, {"predict_block", *LAYERS}),
         ("prediction/calibrate", False, {"predict_block", *LAYERS}),
-        ("training/epochs", 9, {"train", "calibrate", "predict_block", *LAYERS}),
     ],
 )
 def test_an_edit_makes_again_what_depends_on_it(finished, path, value, reruns):
