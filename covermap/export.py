@@ -10,11 +10,11 @@ import argparse
 import json
 import logging
 import math
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 from datetime import date
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,12 @@ from covermap.errors import CovermapError, ModelError
 from covermap.esri import write_package
 from covermap.exported import (
     CARD,
+    EXTRA,
     IMAGE,
     PROBABILITIES,
     Card,
     bands_of,
+    must_have,
     new_session,
     predict_raster,
     write_inputs,
@@ -41,6 +43,7 @@ from covermap.legend import Legend
 from covermap.model_settings import Prediction
 from covermap.models.normalise import Normalised
 from covermap.predict import load_together
+from covermap.room import room_for
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -52,6 +55,8 @@ OPSET, FORMAT = 18, 8  # of ONNX: what onnxruntime reads from 1.14 on
 SAMPLES = 4  # windows on which the graph is compared with the networks
 AGREE = 0.9999  # of their pixels with the same best class, at least
 HOLES = 0.1  # of the compared pixels, share without data
+CACHE_MB = "256"  # of GDAL, which would take a twentieth of the machine
+EXTRA_LOGS = ("onnxscript", "onnx_ir")  # below a warning, they tell of each weight and node that they change
 BYTE = 255  # Deepness divides all values by it, then takes the standardisation of the metadata
 
 
@@ -85,7 +90,12 @@ def export_model(
     ------
     ModelError
         Weights that cannot be read or do not go together, another legend, or a graph that differs from the networks.
+    SettingError
+        A package of the extra ``export`` is not installed.
+    RoomError
+        The disk is full.
     """
+    must_have(EXTRA)
     torch.set_num_threads(threads)
     nets, classes = load_together(weights, torch.device("cpu"), calibrations)
     if classes != [entry.key for entry in legend.classes]:
@@ -102,9 +112,10 @@ def export_model(
         )
     log.info("graph and networks have the same class on %.4f %% of the pixels", 100 * share)
     data = proto.SerializeToString(deterministic=True)
-    with whole(onnx) as part:
+    with room_for(onnx, len(data)), whole(onnx) as part:
         part.write_bytes(data)
-    write_package(dlpk, onnx.stem, data, card)
+    with room_for(dlpk, len(data)):
+        write_package(dlpk, onnx.stem, data, card)
 
 
 class OneImage(nn.Module):
@@ -189,6 +200,8 @@ def to_onnx(graph: OneImage, card: Card) -> tuple[ModelProto, Card]:
 
 
 def _traced(graph: OneImage, card: Card, any_window: bool) -> ModelProto:
+    for name in EXTRA_LOGS:
+        logging.getLogger(name).setLevel(logging.WARNING)
     dynamic = torch.export.Dim.DYNAMIC
     sizes = {0: dynamic} | ({2: dynamic, 3: dynamic} if any_window else {})
     image = torch.zeros(2, len(card.bands), card.window_pixels, card.window_pixels)
@@ -297,7 +310,9 @@ def samples(net: nn.Module, card: Card) -> Tensor:
 def main(words: Sequence[str] | None = None) -> None:
     """Run the command; an error of ours is one sentence and the status 1."""
     arguments = _parser().parse_args(words)
+    os.environ.setdefault("GDAL_CACHEMAX", CACHE_MB)
     logging.basicConfig(level="INFO", format="%(message)s")
+    logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what it logs below, our sentence says
     try:
         arguments.run(arguments)
     except CovermapError as error:
@@ -339,22 +354,40 @@ def _inputs_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="the .onnx file of rule export_model")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="raster to write, a GeoTIFF")
     parser.add_argument("stacks", type=Path, nargs="+", metavar="STACK", help="stacks of neighbouring blocks")
-    listed = partial(str.split, sep=",")
     parser.add_argument(
         "--months",
-        type=lambda text: tuple(map(int, listed(text))),
+        type=months,
         default=(),
         metavar="1,7",
         help="of Sentinel-1's months those that the model sees (default: all)",
     )
     parser.add_argument(
         "--dates",
-        type=lambda text: tuple(map(date.fromisoformat, listed(text))),
+        type=dates,
         default=(),
         metavar="DATE,DATE",
         help="of Sentinel-2's steps those that begin on these days (default: all)",
     )
     parser.set_defaults(run=_inputs)
+
+
+def months(text: str) -> tuple[int, ...]:
+    """Calendar months, such as 1,7."""
+    if not all(word.isdecimal() and 1 <= int(word) <= 12 for word in text.split(",")):
+        raise argparse.ArgumentTypeError(
+            f"expected months from 1 to 12 with commas between, such as 1,7 (got {text!r})"
+        )
+    return tuple(map(int, text.split(",")))
+
+
+def dates(text: str) -> tuple[date, ...]:
+    """Days, such as 2020-01-01,2020-07-01."""
+    try:
+        return tuple(map(date.fromisoformat, text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected days as YYYY-MM-DD with commas between, such as 2020-01-01 (got {text!r}: {error})"
+        ) from None
 
 
 def _predict(given: argparse.Namespace) -> None:

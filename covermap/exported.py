@@ -5,20 +5,24 @@ It needs neither weights nor settings of a workflow: the ONNX file has the netwo
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 import rasterio
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, DatasetWriter
@@ -27,7 +31,8 @@ from torch import Tensor
 
 from covermap.attribution import TAG
 from covermap.blend import COLUMNS, CONFIDENCE_NODATA, Region, blended, finished
-from covermap.errors import CoverageError, ModelError, ProductError, SettingError
+from covermap.errors import CoverageError, CovermapError, ModelError, ProductError, RoomError, SettingError
+from covermap.files import whole
 from covermap.grid import Grid, projected
 from covermap.inputs import (
     CHANNELS,
@@ -43,8 +48,9 @@ from covermap.inputs import (
 )
 from covermap.legend import NO_LABEL, Legend, LegendClass
 from covermap.model_settings import Prediction
-from covermap.predict import region_of, regrouped, write_part
+from covermap.predict import PACKED, region_of, regrouped, write_part
 from covermap.raster import TILE, grid_of, new_raster
+from covermap.room import room_for
 from covermap.section import first_sentence
 from covermap.stack import ROWS, open_stack, read_stack
 from covermap.styles import colour_table, write_attributes
@@ -61,6 +67,32 @@ PIXEL_TOLERANCE = 1e-3  # share of a pixel's side
 LARGEST_BYTES = 2**31  # of a protobuf
 UNITS = {"s1": "0.01 dB", "s2": "reflectance of 0.0001", "terrain": "as in the stack"}
 DAYS_UNIT = "0 where the step has no value of its own, else the day of the year"
+EXTRA = ("onnx", "onnxscript", "onnxruntime")  # packages of the extra "export"
+NOT_TEXT = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]"  # what XML cannot hold, or a terminal obeys
+COLOUR = r"#[0-9A-Fa-f]{6}"
+LONGEST = 200  # letters of a name
+ROUNDING = 1e-3  # by which a probability may leave 0 to 1
+SHOWN = 300  # letters of somebody else's message in ours
+
+
+def _plain(value: str) -> str:
+    if re.search(NOT_TEXT, value):
+        raise ValueError("expected text without control characters and halves of characters")
+    return value
+
+
+def _showable(entry: LegendClass) -> LegendClass:
+    if not re.fullmatch(COLOUR, entry.colour):
+        raise ValueError(f"colour: expected #RRGGBB (got {entry.colour!r})")
+    for text in map(_plain, (entry.key, entry.name)):
+        if not 0 < len(text) <= LONGEST:
+            raise ValueError(f"name: expected 1 to {LONGEST} letters (got {len(text)})")
+    return entry
+
+
+Text = Annotated[str, AfterValidator(_plain)]
+Name = Annotated[Text, Field(max_length=LONGEST)]
+Count = Annotated[int, Field(ge=1, le=4096)]
 
 
 class Band(BaseModel):
@@ -68,9 +100,9 @@ class Band(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(max_length=200)
-    input: str = Field(pattern="^(s1|s2|terrain|day)$")
-    unit: str = Field(max_length=200)
+    name: Name
+    input: Literal["s1", "s2", "terrain", "day"]
+    unit: Name
     nodata: int
 
 
@@ -79,19 +111,33 @@ class Card(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    covermap: str = Field(max_length=50, description="version that exported it")
+    covermap: Name = Field(description="version that exported it")
     bands: tuple[Band, ...] = Field(min_length=1, max_length=4096)
-    shapes: dict[str, tuple[int, int]]  # steps and bands of each input
-    meaning: Meaning
-    classes: tuple[LegendClass, ...] = Field(min_length=1, max_length=254)
+    shapes: dict[str, tuple[Count, Count]]  # steps and bands of each input
+    meaning: dict[Name, dict[Name, list[Name]]]
+    classes: tuple[Annotated[LegendClass, AfterValidator(_showable)], ...] = Field(min_length=1, max_length=254)
     pixel_m: float = Field(gt=0, lt=10_000)
     window_pixels: int = Field(gt=0, le=8192)
     multiple: int = Field(gt=0, le=8192)  # what a side of another window must be a multiple of
     any_window: bool
     overlap: float = Field(ge=0, lt=1)
-    blend: str = Field(pattern="^(hann|none|centre)$")
+    blend: Literal["hann", "none", "centre"]
     symmetries: bool
-    attribution: str = Field(max_length=10_000)
+    attribution: Text = Field(max_length=10_000)
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if [entry.id for entry in self.classes] != [*range(1, len(self.classes) + 1)]:
+            raise ValueError("its classes have other ids than 1, 2, 3 and so on")
+        if not {*self.shapes} <= {*NODATA}:
+            raise ValueError(f"it has other inputs than {', '.join(NODATA)}")
+        days = sum(band.input == DAY for band in self.bands)
+        if len(self.bands) != days + sum(steps * bands for steps, bands in self.shapes.values()):
+            raise ValueError("it has other bands than its inputs have")
+        for key, (_, bands) in self.shapes.items():
+            if len(self.meaning.get(key, {}).get(CHANNELS[key], [])) != bands:
+                raise ValueError(f"its {CHANNELS[key]}s of {key} have other names than it has bands")
+        return self
 
     @property
     def legend(self) -> Legend:
@@ -130,6 +176,18 @@ def _steps(key: str, number: int, meaning: Meaning) -> list[str]:
     return [f" {name}" for name in (names if len(names) == number else range(1, number + 1))]
 
 
+def must_have(packages: Sequence[str]) -> None:
+    """Refuse to begin without packages of the extra ``export``.
+
+    Raises
+    ------
+    SettingError
+        One of them is not installed.
+    """
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise SettingError(f"{' and '.join(missing)} is not installed: pip install 'covermap[export]'")
+
+
 def read_exported(model: Path) -> tuple[ModelProto, Card]:
     """The graph and the card of an exported model.
 
@@ -139,7 +197,10 @@ def read_exported(model: Path) -> tuple[ModelProto, Card]:
     ------
     ModelError
         The file is missing, is no ONNX file, refers to other files, or was not exported by covermap.
+    SettingError
+        The package onnx is not installed.
     """
+    must_have(["onnx"])
     import onnx
 
     wanted = "give the .onnx file that rule export_model wrote"
@@ -158,9 +219,9 @@ def read_exported(model: Path) -> tuple[ModelProto, Card]:
         raise ModelError(f"model {model} was not exported by covermap: {wanted}")
     try:
         card = Card(**json.loads(told[CARD]))
-    except (ValueError, TypeError) as error:
-        fault = first_sentence(error) if isinstance(error, ValidationError) else error
-        raise ModelError(f"model {model} has a card that cannot be read ({fault}): {wanted}") from None
+    except (ValueError, TypeError, RecursionError) as error:
+        fault = first_sentence(error) if isinstance(error, ValidationError) else str(error)
+        raise ModelError(f"model {model} has a card that cannot be read ({fault[:SHOWN]}): {wanted}") from None
     _must_fit_its_card(model, proto, card)
     return proto, card
 
@@ -188,16 +249,21 @@ def _tensors(message: Any) -> Iterator[Any]:
 
 
 def _must_fit_its_card(model: Path, proto: ModelProto, card: Card) -> None:
-    channels = sum(steps * bands for steps, bands in card.shapes.values())
-    if not {*card.shapes} <= {*NODATA} or len(card.bands) != channels + len(_days(card)):
-        raise ModelError(f"model {model} has a card that contradicts itself: export it again")
-    try:
-        taken = [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim][1]
-        given = [dim.dim_value for dim in proto.graph.output[0].type.tensor_type.shape.dim][1]
-    except IndexError:
-        taken = given = 0
-    if (taken, given) != (len(card.bands), 1 + len(card.classes)):
-        raise ModelError(f"model {model} does not take the bands or give the classes of its card: export it again")
+    side = card.window_pixels
+    wanted = [(IMAGE, [len(card.bands), side, side]), (PROBABILITIES, [1 + len(card.classes), side, side])]
+    if [_declared(value) for value in (*proto.graph.input, *proto.graph.output)] != wanted:
+        raise ModelError(
+            f"model {model} does not take the bands and windows or give the classes of its card: export it again"
+        )
+
+
+def _declared(value: Any) -> tuple[str, list[int]]:
+    """Name and size, but for the number of windows, of an input or output; nothing where it is not of float32."""
+    from onnx import TensorProto
+
+    tensor = value.type.tensor_type
+    sizes = [dim.dim_value for dim in tensor.shape.dim][1:]
+    return value.name, sizes if tensor.elem_type == TensorProto.FLOAT else []
 
 
 def _days(card: Card) -> list[Band]:
@@ -219,13 +285,39 @@ def new_session(proto: ModelProto, window: int | None, threads: int) -> Inferenc
     return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=providers)
 
 
-def score_exported(session: InferenceSession, card: Card, batch: dict[str, Tensor]) -> Tensor:
-    """Class probabilities float32 (B, K, y, x) from the integers (B, T, C, y, x) of each input."""
+def _runnable(model: Path, proto: ModelProto, window: int | None, threads: int) -> InferenceSession:
+    try:
+        return new_session(proto, window, threads)
+    except Exception as error:  # onnxruntime raises its own kinds
+        raise _cannot_run(model, error) from None
+
+
+def _cannot_run(model: Path, error: Exception) -> ModelError:
+    fault = " ".join(str(error).split())[:SHOWN]
+    return ModelError(f"model {model} cannot be run ({fault}): export it again, or take another version of onnxruntime")
+
+
+def score_exported(session: InferenceSession, model: Path, card: Card, batch: dict[str, Tensor]) -> Tensor:
+    """Class probabilities float32 (B, K, y, x) from the integers (B, T, C, y, x) of each input.
+
+    Raises
+    ------
+    ModelError
+        The graph of ``model`` cannot be run, or gives what are no probabilities.
+    """
     layers = [batch[key].flatten(1, 2).float() for key in card.shapes]
     if DAY in batch:
         layers.append(batch[DAY].float())
     image = torch.cat(layers, 1).cpu().numpy()
-    probabilities = session.run([PROBABILITIES], {IMAGE: image})[0]
+    try:
+        probabilities = session.run([PROBABILITIES], {IMAGE: image})[0]
+    except Exception as error:  # onnxruntime raises its own kinds
+        raise _cannot_run(model, error) from None
+    wanted = (len(image), 1 + len(card.classes), *image.shape[2:])
+    if probabilities.shape != wanted:
+        raise ModelError(f"model {model} gives {probabilities.shape} for {wanted}: export it again")
+    if not (probabilities.min() >= -ROUNDING and probabilities.max() <= 1 + ROUNDING):  # nor not a number
+        raise ModelError(f"model {model} gives numbers that are no probabilities from 0 to 1: export it again")
     return torch.from_numpy(probabilities[:, 1:])  # the first is where there is no data
 
 
@@ -261,35 +353,68 @@ def predict_raster(
     ProductError
         The raster is missing or broken.
     SettingError
-        The raster has other bands or pixels than the model.
+        The raster has other bands or pixels than the model, one file has two parts to play, or a package is missing.
     CoverageError
         The raster has no data at all.
+    RoomError
+        The disk is full, or the maps cannot be written where they shall be.
     """
-    if raster.resolve() in [path.resolve() for path in (output, confidence or output)]:
-        raise SettingError(f"{raster} is both what is mapped and where the map goes: give the map another name")
+    must_have(["onnx", "onnxruntime"])
+    table = output.with_name(f"{output.name}.aux.xml")
+    made = [output, table] if confidence is None else [output, table, confidence]
+    _must_be_apart([model, raster], made)
     proto, card = read_exported(model)
     settings = _windows(card, window_pixels, overlap, batch, threads)
     torch.set_num_threads(threads)
-    session = new_session(proto, settings.window_pixels if card.any_window else None, threads)
+    session = _runnable(model, proto, settings.window_pixels if card.any_window else None, threads)
+    score = partial(score_exported, session, model, card)
     counts = np.zeros(256, np.int64)
     with ExitStack() as files:
         source = files.enter_context(_opened(raster))
         grid, bands = _checked(raster, source, card), _order(raster, source, card)
+        _must_be_writable(made)
+        files.enter_context(room_for(output, PACKED * grid.width * grid.height))
+        draft = files.enter_context(whole(table))  # takes its name after the maps, but is there before they do
         maps = [files.enter_context(_class_map(output, grid, card))]
         if confidence is not None:
+            files.enter_context(room_for(confidence, PACKED * grid.width * grid.height))
             maps.append(files.enter_context(_confidence_map(confidence, grid, card)))
-        for row, column, layers in _mapped(session, source, grid, bands, card, settings):
+        for row, column, layers in _mapped(score, partial(_read, raster, source, bands), grid, card, settings):
             for number, each in enumerate(maps):
                 write_part(each, row, column, layers[number : number + 1])
             counts += np.bincount(layers[0].ravel(), minlength=256)
         if not counts[1:].any():
             raise CoverageError(f"{raster} has no pixel with data: check its values, its no data and its bands")
-    write_attributes(output.with_name(f"{output.name}.aux.xml"), card.legend, counts, grid.pixel_m)
+        write_attributes(draft, card.legend, counts, grid.pixel_m)
     log.info("%d of %d pixels mapped", counts[1:].sum(), grid.width * grid.height)
 
 
+def _must_be_apart(sources: Sequence[Path], outputs: Sequence[Path]) -> None:
+    """Refuse to write over what is read, or over what is written, under whatever name."""
+    taken = {*map(os.path.realpath, sources)}
+    for output in outputs:
+        place = os.path.realpath(output)
+        if place in taken:
+            raise SettingError(f"{output} is to be written, but is read or written under that name too: give another")
+        taken.add(place)
+
+
+def _must_be_writable(outputs: Sequence[Path]) -> None:
+    """Tell before a long job that its outputs have no place."""
+    for output in outputs:
+        try:
+            if output.is_dir():
+                raise IsADirectoryError(0, "there is a folder of that name")
+            output.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=output.parent):
+                continue
+        except OSError as error:
+            fault = error.strerror or error
+            raise RoomError(f"{output} cannot be written ({fault}): give the name of a file where you may") from None
+
+
 def _windows(card: Card, window_pixels: int | None, overlap: float | None, batch: int, threads: int) -> Prediction:
-    window = window_pixels or card.window_pixels
+    window = card.window_pixels if window_pixels is None else window_pixels
     if window != card.window_pixels and not card.any_window:
         raise ModelError(f"the window is {window} px, but the model takes {card.window_pixels} px alone: leave it out")
     if window % card.multiple:
@@ -371,20 +496,19 @@ def _attributed(card: Card) -> dict[str, str]:
 
 
 def _mapped(
-    session: InferenceSession,
-    source: DatasetReader,
+    score: Callable[[dict[str, Tensor]], Tensor],
+    read: Callable[[Card, Region, Region], dict[str, np.ndarray]],
     grid: Grid,
-    bands: list[int],
     card: Card,
     settings: Prediction,
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """First row and column, and uint8 (2, rows, columns), class and confidence, of the parts of a raster's map."""
     place, device = region_of(grid), torch.device("cpu")
-    read = partial(_read, source, bands, card, place)
-    score = partial(score_exported, session, card)
     for first in range(0, grid.width, COLUMNS):
         region = place._replace(column=place.column + first, width=min(COLUMNS, grid.width - first))
-        found = blended(read, score, region, classes=len(card.classes), settings=settings, device=device)
+        found = blended(
+            partial(read, card, place), score, region, classes=len(card.classes), settings=settings, device=device
+        )
         row = 0
         for part in regrouped((finished(band.probabilities, band.seen, ()) for band in found), TILE):
             yield row, first, part
@@ -392,7 +516,7 @@ def _mapped(
 
 
 def _read(
-    source: DatasetReader, bands: Sequence[int], card: Card, place: Region, region: Region
+    raster: Path, source: DatasetReader, bands: Sequence[int], card: Card, place: Region, region: Region
 ) -> dict[str, np.ndarray]:
     """Integers of each input in a region of the lattice; no data beyond the raster, whose place is ``place``."""
     row, column = region.row - place.row, region.column - place.column
@@ -400,7 +524,12 @@ def _read(
     rows = slice(max(row, 0), min(row + region.height, place.height))
     columns = slice(max(column, 0), min(column + region.width, place.width))
     if rows.start < rows.stop and columns.start < columns.stop:
-        read = source.read(list(bands), window=Window.from_slices(rows, columns), masked=True, out_dtype=np.float32)
+        window = Window.from_slices(rows, columns)
+        try:
+            read = source.read(list(bands), window=window, masked=True, out_dtype=np.float32)
+        except RasterioError as error:
+            fault = " ".join(str(error.__cause__ or error).split())
+            raise ProductError(f"raster {raster} is broken ({fault}): make or fetch it again") from None
         inside = np.s_[:, rows.start - row : rows.stop - row, columns.start - column : columns.stop - column]
         image[inside] = read.filled(np.nan)
     return as_inputs(image, card)
@@ -446,12 +575,18 @@ def write_inputs(
         The model cannot be used, or a stack has other inputs than it.
     ProductError
         A stack is missing or broken.
+    SettingError
+        The raster is one of the files that are read, or a package is missing.
+    RoomError
+        The disk is full, or the raster cannot be written where it shall be.
     """
+    _must_be_apart([model, *stacks], [output])
     card = read_exported(model)[1]
-    steps = {stack: chosen_steps(stack, months, dates) for stack in stacks}
+    steps, grids = {}, {}
     for stack in stacks:
-        must_mean(card.meaning, meaning_of(stack, steps[stack]), stack, f"{model} learned from")
-    grids = {stack: grid_of_stack(stack) for stack in stacks}
+        with _reading(stack):
+            steps[stack], grids[stack] = chosen_steps(stack, months, dates), grid_of_stack(stack)
+            must_mean(card.meaning, meaning_of(stack, steps[stack]), stack, f"{model} learned from")
     grid = _around(list(grids.values()))
     integers = np.uint16 if {*card.shapes} == {"s2"} else np.int16
     nodata = NODATA["s2"] if integers is np.uint16 else NODATA["s1"]
@@ -463,13 +598,32 @@ def write_inputs(
         "descriptions": names,
         "interleave": "band",
     }
-    with new_raster(output, grid, **given) as raster:
+    _must_be_writable([output])
+    needed = PACKED * len(names) * grid.width * grid.height * np.dtype(integers).itemsize
+    with room_for(output, needed), new_raster(output, grid, **given) as raster:
         for stack, block in grids.items():
             row, column = block.offset_in(grid)
             for first in range(0, block.height, ROWS):
                 rows = slice(first, min(first + ROWS, block.height))
-                read = seen_steps(read_stack(stack, rows, slice(0, block.width), [*card.shapes, DAY]), steps[stack])
-                write_part(raster, row + first, column, _as_image(read, card, integers, nodata))
+                with _reading(stack):
+                    read = read_stack(stack, rows, slice(0, block.width), [*card.shapes, DAY])
+                    image = _as_image(seen_steps(read, steps[stack]), card, integers, nodata)
+                write_part(raster, row + first, column, image)
+
+
+@contextmanager
+def _reading(stack: Path) -> Iterator[None]:
+    """Say of whatever goes wrong with a stack that it is the user's own, to look at and not to remove."""
+    try:
+        yield
+    except (SettingError, ModelError):
+        raise
+    except Exception as error:  # xarray and zarr raise many kinds for what is no stack
+        if not stack.is_file():
+            raise ProductError(f"stack {stack} does not exist: give a .zarr.zip of rule stack_block") from None
+        cause = (error.__cause__ or error) if isinstance(error, CovermapError) else error
+        fault = " ".join(str(cause).split())[:SHOWN]
+        raise ProductError(f"stack {stack} cannot be read ({fault}): give a .zarr.zip of rule stack_block") from None
 
 
 def grid_of_stack(stack: Path) -> Grid:
@@ -496,6 +650,8 @@ def _as_image(arrays: dict[str, np.ndarray], card: Card, dtype: Any, nodata: int
     layers = []
     for key, shape in card.shapes.items():
         values = arrays[key].astype(np.int32) if key in arrays else np.full((*shape, *_size(arrays)), NODATA[key])
+        if values.shape[:2] != shape:
+            raise ModelError(f"a stack has {values.shape[:2]} steps and bands of {key}, the model {shape}: give others")
         values = np.where(values == NODATA[key], nodata, np.minimum(values, np.iinfo(dtype).max))
         layers.append(values.reshape(-1, *values.shape[2:]))
     if days := _days(card):

@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import logging
+import os
+import resource
 import zipfile
 from pathlib import Path
 
@@ -14,9 +17,19 @@ import torch
 from rasterio.transform import Affine
 
 from covermap.area_settings import Composite, Masks
-from covermap.errors import CoverageError, CovermapError, ModelError
+from covermap.errors import CoverageError, CovermapError, ModelError, RoomError, SettingError
 from covermap.export import OneImage, agreement, card_of, export_model, main, metadata_of, samples, to_onnx
-from covermap.exported import IMAGE, Card, grid_of_stack, new_session, predict_raster, read_exported, write_inputs
+from covermap.exported import (
+    IMAGE,
+    Card,
+    bands_of,
+    grid_of_stack,
+    new_session,
+    predict_raster,
+    read_exported,
+    write_inputs,
+)
+from covermap.grid import Grid
 from covermap.inputs import DAY, meaning_of
 from covermap.legend import Legend, LegendClass
 from covermap.model_settings import Model, Prediction
@@ -43,7 +56,7 @@ MEANING = {
     "s2": {"band": ["B02", "B03", "B04", "B08"], "step": ["01", "02"]},
 }
 OPTIONS = {"segmenter": {"encoder": "resnet18"}, "classifier": {"encoder": "resnet18"}}
-QUICK = ("unet", "fcn", "classifier")
+QUICK = ("classifier",)  # a unet is in the fixtures
 
 
 def settings(network="unet", **given):
@@ -155,6 +168,7 @@ def test_the_graph_of_every_network_has_its_classes(name):
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
+@pytest.mark.long
 def test_a_vote_by_majority_is_in_the_graph():
     model = settings("fcn", options={"width": 8, "voting": "majority"})
     net = network_of(model, {"s2": SHAPES["s2"]}, {"s2": MEANING["s2"]})
@@ -315,8 +329,6 @@ def test_a_raster_without_data_or_file_is_refused(exported, tmp_path, capsys):
     assert not list(tmp_path.glob("*map*"))
     with pytest.raises(SystemExit, match=r"covermap\.export predict: raster .* does not exist"):
         main(["predict", str(model), str(tmp_path / "none.tif"), str(output)])
-    with pytest.raises(CovermapError, match="is both what is mapped and where the map goes"):
-        predict_raster(model, raster, raster)
 
 
 def hostile(model, path, change):
@@ -348,8 +360,8 @@ def other_card(proto, **update):
         (within_a_node, "refers to other files"),
         (lambda proto: proto.ClearField("metadata_props"), "was not exported by covermap"),
         (lambda proto: other_card(proto, pixel_m=-1), "has a card that cannot be read"),
-        (lambda proto: other_card(proto, shapes={"s3": [1, 1]}), "has a card that contradicts itself"),
-        (lambda proto: proto.graph.output[0].type.tensor_type.ClearField("shape"), "does not take the bands or give"),
+        (lambda proto: other_card(proto, shapes={"s3": [1, 1]}), "it has other inputs than s1, s2, terrain"),
+        (lambda proto: proto.graph.output[0].type.tensor_type.ClearField("shape"), "does not take the bands and"),
         (lambda proto: other_card(proto, classes=[]), "has a card that cannot be read"),
     ],
 )
@@ -358,6 +370,254 @@ def test_a_graph_from_elsewhere_is_not_trusted(exported, tmp_path, change, told)
     hostile(exported[2], path, change)
     with pytest.raises(ModelError, match=told):
         read_exported(path)
+
+
+# --- a small graph, made by hand --------------------------------------------------------------------------------------
+
+
+def small_card(**given):
+    classes = [{"id": i, "key": f"c{i}", "name": f"Class {i}", "colour": "#00ff00"} for i in (1, 2)]
+    return {
+        "covermap": "1",
+        "bands": [{"name": "s1 01 VV", "input": "s1", "unit": "0.01 dB", "nodata": -32768}],
+        "shapes": {"s1": [1, 1]},
+        "meaning": {"s1": {"month": ["01"], "polarisation": ["VV"]}},
+        "classes": classes,
+        "pixel_m": 10,
+        "window_pixels": 32,
+        "multiple": 8,
+        "any_window": True,
+        "overlap": 0.5,
+        "blend": "hann",
+        "symmetries": False,
+        "attribution": "",
+        **given,
+    }
+
+
+def small_model(path, card=None, *, last="Identity", output="probabilities", side=32, bands=1, channels=3):
+    """Probabilities 0, 1, 0 of no data and two classes, as float32 (batch, 3, side, side); ``last`` changes them."""
+    zeros = [onnx.helper.make_node("Sub", ["image", "image"], ["zeros"])]
+    ones = onnx.helper.make_node("Exp", ["zeros"], ["ones"])
+    joined = onnx.helper.make_node("Concat", ["zeros", "ones", "zeros"], ["joined"], axis=1)
+    inputs = ["joined", "joined"] if last == "Div" else ["joined"]
+    values = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", size, side, side])
+        for name, size in (("image", bands), (output, channels))
+    ]
+    nodes = [*zeros, ones, joined, onnx.helper.make_node(last, inputs, [output])]
+    graph = onnx.helper.make_graph(nodes, "small", values[:1], values[1:])
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
+    card = small_card() if card is None else card
+    proto.metadata_props.add(key="covermap", value=card if isinstance(card, str) else json.dumps(card))
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def small_raster(path, side=64):
+    values = np.random.default_rng(0).integers(-2000, -500, (1, side, side)).astype(np.int16)
+    grid = Grid(crs="EPSG:32721", left=768000, top=2320000, width=side, height=side, pixel_m=10)
+    write_raster(path, values, grid, nodata=-32768)
+    return path
+
+
+@pytest.fixture
+def small(tmp_path):
+    return small_model(tmp_path / "small.onnx"), small_raster(tmp_path / "small.tif"), tmp_path / "maps" / "map.tif"
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch):
+    """What the command sets for its own process does not outlast a test."""
+    level = logging.getLogger("rasterio").level
+    monkeypatch.setenv("GDAL_CACHEMAX", "64")
+    yield
+    logging.getLogger("rasterio").setLevel(level)
+
+
+def refused(capfd, *words):
+    """What the command says, which is one line, and its status is not 0."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(map(str, words)))
+    assert capfd.readouterr().err == ""
+    assert isinstance(stop.value.code, str) and "\n" not in stop.value.code
+    return stop.value.code
+
+
+def test_a_small_graph_maps(small):
+    output = small[2]
+    main(["predict", *map(str, small), "--confidence", str(output.with_name("confidence.tif"))])
+    with rasterio.open(output) as made:
+        assert (made.read() == 1).all()
+    assert sorted(path.name for path in output.parent.iterdir()) == ["confidence.tif", "map.tif", "map.tif.aux.xml"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("{model}", "{raster}", "{raster}"),
+        ("{model}", "{raster}", "{model}"),
+        ("{model}", "{raster}", "{link}"),
+        ("{model}", "{raster}", "{output}", "--confidence", "{raster}"),
+        ("{model}", "{raster}", "{output}", "--confidence", "{output}"),
+        ("{model}", "{raster}", "{output}", "--confidence", "{output}.aux.xml"),
+    ],
+)
+def test_nothing_is_written_over_what_is_read_or_written(small, tmp_path, capfd, words):
+    model, raster, output = small
+    link = tmp_path / "link.tif"
+    link.symlink_to(raster)
+    before = model.read_bytes(), raster.read_bytes()
+    names = {"model": model, "raster": raster, "output": output, "link": link}
+    assert "is read or written under that name too" in refused(capfd, "predict", *(w.format(**names) for w in words))
+    assert (model.read_bytes(), raster.read_bytes()) == before and not output.exists()
+
+
+def test_inputs_are_not_written_over_what_they_are_made_of(small, area, capfd):
+    model, stack = small[0], next(iter(area.stacks.values()))
+    for output in (model, stack):
+        before = output.read_bytes()
+        assert "is read or written under that name too" in refused(capfd, "inputs", model, output, stack)
+        assert output.read_bytes() == before
+
+
+def test_a_raster_broken_in_the_middle_leaves_no_map(small, capfd):
+    model, raster, output = small
+    small_raster(raster, 1100)
+    data = bytearray(raster.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 4000] = bytes(4000)
+    raster.write_bytes(data)
+    confidence = output.with_name("confidence.tif")
+    told = refused(capfd, "predict", model, raster, output, "--confidence", confidence)
+    assert f"raster {raster} is broken" in told
+    assert not list(output.parent.iterdir())
+
+
+@pytest.mark.parametrize("place", ["folder", "small.tif/map.tif", "/proc/map.tif", "n" * 300])
+def test_an_output_without_a_place_is_refused_before_the_work(small, tmp_path, capfd, place):
+    (tmp_path / "folder").mkdir()
+    model, raster, _ = small
+    assert "cannot be written (" in refused(capfd, "predict", model, raster, tmp_path / place)
+
+
+def test_a_map_that_does_not_fit_on_the_disk_is_told_and_gone(small):
+    output = small[2]
+    predict_raster(*small)
+    size = output.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (size // 2, size - 1):
+        for made in output.parent.iterdir():
+            made.unlink()
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+            with pytest.raises(RoomError, match="make room"):
+                predict_raster(*small)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert not list(output.parent.iterdir())
+
+
+CLASS = small_card()["classes"][0]
+
+
+@pytest.mark.parametrize(
+    ("card", "told"),
+    [
+        ("[" * 200_000, "has a card that cannot be read"),
+        ("[1]", "has a card that cannot be read"),
+        (small_card(shapes={"s1": [-1, -1]}), "expected at least 1"),
+        (small_card(shapes={"s1": [1, 2]}), "it has other bands than its inputs have"),
+        (small_card(meaning={"s1": {"polarisation": ["VV", "VH"]}}), "have other names than it has bands"),
+        (small_card(classes=[{**CLASS, "colour": ""}]), r"classes.0.colour: expected #RRGGBB \(got ''\)"),
+        (small_card(classes=[{**CLASS, "colour": "zz"}]), r"classes.0.colour: expected #RRGGBB \(got 'zz'\)"),
+        (small_card(classes=[{**CLASS, "name": "\ud800"}]), "has a card that cannot be read"),
+        (small_card(classes=[{**CLASS, "name": "\x1b[2J"}]), "without control characters"),
+        (small_card(classes=[{**CLASS, "name": "n" * 201}]), r"name: expected 1 to 200 letters \(got 201\)"),
+        (small_card(classes=[{**CLASS, "id": i} for i in (1, 3)]), "other ids than 1, 2, 3 and so on"),
+        (small_card(classes=[{**CLASS, "id": i} for i in (0, 300)]), "other ids than 1, 2, 3 and so on"),
+        (small_card(blend="other"), "has a card that cannot be read"),
+        (small_card(attribution="\ud800"), "has a card that cannot be read"),
+        (small_card(any_window=False, window_pixels=64), "does not take the bands and windows"),
+    ],
+)
+def test_a_card_from_elsewhere_is_not_trusted(tmp_path, card, told):
+    with pytest.raises(ModelError, match=told) as error:
+        read_exported(small_model(tmp_path / "small.onnx", card))
+    assert len(str(error.value)) < 700
+
+
+@pytest.mark.parametrize(
+    ("graph", "told"),
+    [
+        ({"last": "NoSuchThing"}, "cannot be run"),
+        ({"last": "Div"}, "no probabilities from 0 to 1"),  # 0 / 0
+        ({"last": "Exp"}, "no probabilities from 0 to 1"),
+        ({"output": "others"}, "does not take the bands and windows"),
+        ({"side": 0}, "does not take the bands and windows"),
+        ({"channels": 4}, "does not take the bands and windows"),
+    ],
+)
+def test_a_graph_that_gives_no_probabilities_is_refused(small, capfd, graph, told):
+    small_model(small[0], **graph)
+    assert told in refused(capfd, "predict", *small)
+    assert not list(small[2].parent.glob("*"))
+
+
+def test_no_map_is_left_without_its_table(small, monkeypatch):
+    def fail(*given):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("covermap.exported.write_attributes", fail)
+    with pytest.raises(RoomError, match="No space left"):
+        predict_raster(*small)
+    assert not list(small[2].parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--months", "x"], "--months: expected months from 1 to 12 with commas between, such as 1,7 (got 'x')"),
+        (["--months", "0"], "(got '0')"),
+        (["--dates", "2020-13-01"], "--dates: expected days as YYYY-MM-DD with commas between"),
+    ],
+)
+def test_steps_that_are_none_are_refused(small, capsys, words, told):
+    with pytest.raises(SystemExit):
+        main(["inputs", str(small[0]), "out.tif", "a.zarr.zip", *words])
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("window", "told"), [(0, "window_pixels: expected at least 32 (got 0)"), (-8, "(got -8)")])
+def test_a_window_of_nothing_is_refused(small, capfd, window, told):
+    assert told in refused(capfd, "predict", *small, "--window", window)
+
+
+def test_a_stack_is_nothing_to_remove(small, tmp_path, capfd):
+    model, foreign, other = small[0], tmp_path / "foreign.zarr.zip", tmp_path / "other.zarr.zip"
+    foreign.write_bytes(b"something")
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr("hello.txt", "hello")
+    for stack, told in ((tmp_path / "none", "does not exist"), (foreign, "cannot be read"), (other, "cannot be read")):
+        said = refused(capfd, "inputs", model, small[2], stack)
+        assert f"stack {stack} {told}" in said and "remove" not in said
+    assert not small[2].exists()
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_what_is_not_installed_is_told(small, capfd, monkeypatch, package):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == package else find(name, *more))
+    assert f"{package} is not installed: pip install 'covermap[export]'" in refused(capfd, "predict", *small)
+    with pytest.raises(SettingError, match=f"{package} is not installed"):
+        export_model([Path("a")], Path("b"), Path("c"), PREDICTION, LEGEND, 10.0)
+
+
+def test_memory_does_not_depend_on_the_machine(small, monkeypatch):
+    main(["predict", *map(str, small)])
+    assert os.environ["GDAL_CACHEMAX"] == "64"  # the user's own
+    monkeypatch.delenv("GDAL_CACHEMAX")
+    main(["predict", *map(str, small)])
+    assert os.environ["GDAL_CACHEMAX"] == "256"
 
 
 def test_what_is_no_model_is_refused(exported, tmp_path):
@@ -372,16 +632,24 @@ def test_what_is_no_model_is_refused(exported, tmp_path):
 
 def test_sentinel2_alone_is_kept_as_it_is(stacks, tmp_path):
     meaning = {"s2": meaning_of(stacks[0])["s2"]}
-    net = network_of(settings(sensors=["sentinel2"]), {"s2": (2, 2)}, meaning)
-    proto, _ = to_onnx(OneImage([net]).eval(), card_of([net], PREDICTION, LEGEND, 10.0))
-    model, raster = tmp_path / "model.onnx", tmp_path / "bands.tif"
-    model.write_bytes(proto.SerializeToString())
+    bands = [band.model_dump() for band in bands_of({"s2": (2, 2)}, meaning, days=True)]
+    card = small_card(bands=bands, shapes={"s2": [2, 2]}, meaning=meaning)
+    model, raster = small_model(tmp_path / "model.onnx", card, bands=6), tmp_path / "bands.tif"
     write_inputs(model, stacks[1:], raster)
     with rasterio.open(raster) as made:
         assert made.dtypes[0] == "uint16" and made.nodata == 0
         expected = read_stack(stacks[1], slice(0, 256), slice(0, 256), ["s2", DAY])
         np.testing.assert_array_equal(made.read()[:4], expected["s2"].reshape(4, 256, 256))
         np.testing.assert_array_equal(made.read()[4:], expected[DAY])
+
+
+def test_a_stack_of_other_steps_than_the_card_tells_is_refused(stacks, tmp_path):
+    meaning = {"s2": {"band": meaning_of(stacks[0])["s2"]["band"]}}
+    bands = [band.model_dump() for band in bands_of({"s2": (5, 2)}, meaning, days=False)]
+    model = small_model(tmp_path / "m.onnx", small_card(bands=bands, shapes={"s2": [5, 2]}, meaning=meaning), bands=10)
+    with pytest.raises(ModelError, match=r"a stack has \(2, 2\) steps and bands of s2, the model \(5, 2\)"):
+        write_inputs(model, stacks[1:], tmp_path / "bands.tif")
+    assert not (tmp_path / "bands.tif").exists()
 
 
 def test_stacks_of_other_inputs_are_refused(exported, area, tmp_path):
