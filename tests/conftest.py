@@ -25,14 +25,9 @@ Settings = dict[str, Any]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that run in several processes stay together with those that share their files, the longest group first.
-
-    All tests of the small world are one group, so that it is made once and no other process writes into it.
-    """
-    for item in items:
-        shares_world = "small_world" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("world" if shares_world else str(item.path)))
-    items.sort(key=lambda item: "small_world" not in getattr(item, "fixturenames", ()))
+    """Files whose tests run the workflow come first: they take longest, and no process shall wait for them at the end."""
+    slow = {item.path for item in items if "small_world" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
