@@ -25,7 +25,7 @@ Settings = dict[str, Any]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files whose tests run the workflow come first: they take longest, and no process shall wait for them at the end."""
+    """Files whose tests run the workflow come first: they take longest, and no process shall wait for them alone."""
     slow = {item.path for item in items if "small_world" in getattr(item, "fixturenames", ())}
     items.sort(key=lambda item: item.path not in slow)
 
