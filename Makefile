@@ -26,10 +26,10 @@ demo: setup
 	$(BIN)/snakemake --cores all results/maps/demo.tif results/reports/demo.html
 
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder -m "not long"
 
 test-all: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

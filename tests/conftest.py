@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,11 +24,28 @@ PIXELS = 512
 Settings = dict[str, Any]
 
 
-@pytest.hookimpl(tryfirst=True)
+WORLDLY = [
+    path for path in Path(__file__).parent.rglob("test_*.py") if re.search("(small|copied)_world", path.read_text())
+]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files whose tests run the workflow come first: they take longest, and no process shall wait for them alone."""
-    slow = {item.path for item in items if "small_world" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: item.path not in slow)
+    """Files whose tests share the small world come first: they take longest, and no process shall wait for them."""
+    items.sort(key=lambda item: item.path not in WORLDLY)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of one file stay in one process; so do all that share the small world, which is made once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    worldly = {path.relative_to(ROOT).as_posix() for path in WORLDLY}
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "world" if file in worldly else file
+
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")

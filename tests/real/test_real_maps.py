@@ -71,11 +71,13 @@ def slovenian_run(data, snakemake, tmp_path_factory):
     return folder, config
 
 
+@pytest.mark.long
 def test_slovenia_is_mapped(slovenian_run):
     folder, config = slovenian_run
     check_map(folder / "results/maps/slovenia.tif", config, "slovenia")
 
 
+@pytest.mark.long
 def test_slovenian_reflectance_is_the_chip(slovenian_run, data):
     folder, _ = slovenian_run
     chip = np.load(data / "chips/eolearn_slovenia/REFERENCE_SCENES.npy")
@@ -87,6 +89,7 @@ def test_slovenian_reflectance_is_the_chip(slovenian_run, data):
             assert share_between(steps, clip.transform, numbers * 10_000, source) > 0.99
 
 
+@pytest.mark.long
 def test_slovenian_polygons_are_the_patch_s_own_raster(slovenian_run, data):
     folder, config = slovenian_run
     reference = np.load(data / "chips/eolearn_slovenia/mask_timeless/LULC.npy")[..., 0]

@@ -19,9 +19,9 @@ import covermap.mosaic
 from covermap.errors import ProductError, RoomError
 from covermap.grid import project
 from covermap.legend import Legend
-from covermap.model_settings import Tidy
+from covermap.model_settings import Tidy, halo_pixels
 from covermap.mosaic import bytes_of, mosaic_layer, sources_of
-from covermap.postprocess import halo_pixels, tidied
+from covermap.postprocess import tidied
 from covermap.styles import write_table
 
 from ._maps import FILES, LEGEND, NAMES, made, mapped, outline, pixels

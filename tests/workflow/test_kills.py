@@ -16,9 +16,10 @@ from covermap.lock import holders
 from ..conftest import command, environment, small_settings
 
 # from where a run starts over, and how soon after that it is killed [s]
-QUICK = (("results/s1", 9), ("results/predictions", 5))
+QUICK = (("results/predictions", 5),)
 BEGINNINGS = ("", "results/s1", "results/stacks", "results/tiles")
 LONG = (
+    ("results/s1", 9),
     ("results/tiles", 8),
     ("results/models", 6),
     *((beginning, seconds) for beginning in BEGINNINGS for seconds in (4, 11, 19)),
