@@ -253,8 +253,19 @@ class Encoder(nn.Module):
 
 
 def enlarged(x: Tensor) -> Tensor:
-    """Twice the side, between pixels in proportion: (B, C, H, W) to (B, C, 2 * H, 2 * W).
+    """Twice the side, between pixels in proportion: (B, C, H, W) to float32 (B, C, 2 * H, 2 * W).
 
-    Copies of a pixel, which are the other usual way, leave a lattice of their own size in every map.
+    Copies of a pixel, which are the other usual way, leave a lattice of their own size in every map. It is what torch's
+    bilinear interpolation gives, of which on a GPU the gradient is not deterministic, and compiled in bfloat16 on the
+    CPU there is none (seen with torch 2.13).
     """
-    return nn.functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    return _doubled(_doubled(x.to(torch.promote_types(x.dtype, torch.float32)), 2), 3)
+
+
+def _doubled(x: Tensor, axis: int) -> Tensor:
+    """Twice as long along an axis: each pixel becomes two, which lie a quarter of a pixel towards its neighbours."""
+    length = x.shape[axis]
+    before = torch.cat([x.narrow(axis, 0, 1), x.narrow(axis, 0, length - 1)], axis)
+    after = torch.cat([x.narrow(axis, 1, length - 1), x.narrow(axis, length - 1, 1)], axis)
+    pairs = [0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after]
+    return torch.stack(pairs, axis + 1).flatten(axis, axis + 1)
