@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
-from rasterio.errors import RasterioError
 
 from covermap.errors import CoverageError, ProductError
 from covermap.files import whole
 from covermap.grid import Grid
 from covermap.legend import EXCLUDED, Legend
 from covermap.model_settings import MIN_PIXELS, Tiles
-from covermap.raster import grid_of, read_window
+from covermap.raster import read_grid, read_window
 from covermap.splits import cell_names, corners_of_tests, held_out
 
 STRIP_PIXELS = 1024
@@ -131,7 +129,7 @@ def block_bootstrap(
 def class_areas(map: Path, legend: Legend) -> dict[str, float]:
     """Hectares of each class of a map by counting its pixels, read strip by strip."""
     counts = np.zeros(256, np.int64)
-    grid = _grid(map)
+    grid = read_grid(map)
     for strip in _strips(grid):
         counts += np.bincount(read_window(map, strip, fill=0)[0].ravel(), minlength=256)
     return {entry.key: float(counts[entry.id] * grid.pixel_m**2 / 10_000) for entry in legend.classes}
@@ -252,7 +250,7 @@ def _confusion_by_cell(
     for path in labels:
         if reference and path.name not in by_name:
             raise CoverageError(f"labels {path} have no reference block {path.name}: make the reference of every block")
-        for strip in _strips(_grid(path)):
+        for strip in _strips(read_grid(path)):
             test = held_out(strip, tiles, seed, corners)
             if not test.any():
                 continue
@@ -262,14 +260,6 @@ def _confusion_by_cell(
             classes = {name: _held_out_classes(file, strip, test, legend) for name, file in files.items()}
             _gather(cells, classes, cell_names(strip, tiles)[test], len(legend.classes))
     return cells
-
-
-def _grid(path: Path) -> Grid:
-    try:
-        with rasterio.open(path) as raster:
-            return grid_of(raster)
-    except RasterioError as error:
-        raise ProductError(f"{path} cannot be read as a raster ({error}): remove it and run again") from error
 
 
 def _strips(grid: Grid) -> Iterator[Grid]:

@@ -112,6 +112,21 @@ def grid_of(raster: rasterio.DatasetReader) -> Grid:
     )
 
 
+def read_grid(path: Path) -> Grid:
+    """Grid of a raster file, as of ``grid_of``.
+
+    Raises
+    ------
+    ProductError
+        The file is missing or broken.
+    """
+    try:
+        with rasterio.open(path) as raster:
+            return grid_of(raster)
+    except RasterioError as error:
+        raise ProductError(f"{path} cannot be read as a raster ({error}): remove it and run again") from error
+
+
 def read_window(path: Path, grid: Grid, *, fill: float, indexes: Sequence[int] | None = None) -> np.ndarray:
     """Pixels (band, y, x) of ``grid`` out of a raster on the same lattice; ``fill`` where the raster has none.
 

@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import rasterio
-from rasterio.errors import RasterioError
 from rasterio.features import geometry_mask
 from shapely import clip_by_rect, union_all
 from shapely.geometry.base import BaseGeometry
@@ -33,7 +31,7 @@ from covermap.files import whole
 from covermap.grid import Grid, false_origin, project
 from covermap.legend import NO_LABEL
 from covermap.model_settings import Prediction
-from covermap.raster import grid_of, read_window
+from covermap.raster import read_grid, read_window
 from covermap.scenes import Item, footprint, read_listing, sensor_of, tile_of, track_of
 from covermap.strips import strips_of
 
@@ -93,8 +91,8 @@ def measure_seams(
     ProductError
         A raster or the list of scenes cannot be read.
     """
-    grid = _grid(map)
-    if _grid(confidence) != grid:
+    grid = read_grid(map)
+    if read_grid(confidence) != grid:
         raise ProductError(f"{confidence} is not on the grid of {map}: remove both and run again")
     items = [item for name, item in read_listing(listing).items() if scenes is None or name in scenes]
     kinds = lattices(settings, block_pixels, network_pixels) | input_borders(items, grid)
@@ -364,14 +362,6 @@ def _ratio(found: float, expected: float) -> float | None:
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
-
-
-def _grid(path: Path) -> Grid:
-    try:
-        with rasterio.open(path) as raster:
-            return grid_of(raster)
-    except RasterioError as error:
-        raise ProductError(f"map {path} cannot be read as a raster ({error}): remove it and run again") from error
 
 
 def _read(map: Path, confidence: Path, window: Grid) -> tuple[np.ndarray, np.ndarray]:
