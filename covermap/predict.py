@@ -77,13 +77,13 @@ def predict_block(
         the layers of the settings, as :func:`covermap.blend.finished` gives them.
     block : grid of the block.
     blocks : grid of each stack.
-    settings : windows, overlap, blend, symmetries, layers, batch and torch threads.
+    settings : windows, overlap, blend, symmetries, layers and batch.
     months, dates : of the stacks those that the networks see, by ``chosen_steps``; none: all.
     crf : random field in each window, before windows are blended; None: none.
     bayes : smoothing of the blended probabilities; None: none.
     calibrations : temperature of each network; none: as they are.
     pictures : what the images are that the networks learned from, where they are classifiers of patches.
-    threads : batches at once; None: those of the settings.
+    threads : batches at once, which change no byte; None: those of the settings.
 
     Raises
     ------

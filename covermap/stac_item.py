@@ -23,7 +23,7 @@ from covermap.errors import SettingError
 from covermap.files import whole
 from covermap.grid import Grid
 from covermap.inputs import CHANNELS, DTYPE, STEPS
-from covermap.legend import NO_LABEL, Legend
+from covermap.legend import NO_LABEL, Legend, LegendClass
 from covermap.scenes import read_listing
 from covermap.styles import title_of
 from covermap.trained import read_weights
@@ -47,9 +47,8 @@ DBASE, GEOPACKAGE, SAFETENSORS, XML = (
     "application/octet-stream; application=safetensors",
     "application/xml",
 )
-BUFFER = re.compile(
-    r"^(?!network\.)|\.(?:running_mean|running_var|num_batches_tracked)$"
-)  # a tensor that is not learnt
+# Names of tensors that are not learnt: statistics of the inputs, and of batch normalisation
+BUFFER = re.compile(r"^(?!network\.)|\.(?:running_mean|running_var|num_batches_tracked)$")
 SHA256 = "1220"  # how a multihash of SHA-256 begins
 ROUNDED = 7  # decimals of degrees: a centimetre
 Json = dict[str, Any]
@@ -204,10 +203,13 @@ def class_objects(legend: Legend) -> list[Json]:
     return [none, *map(_class_object, legend.classes)]
 
 
-def _class_object(entry: Any) -> Json:
-    colour = entry.colour[1:].upper()
-    return {"value": entry.id, "name": _word(entry.key), "title": entry.name, "description": entry.name} | {
-        "color_hint": colour
+def _class_object(entry: LegendClass) -> Json:
+    return {
+        "value": entry.id,
+        "name": _word(entry.key),
+        "title": entry.name,
+        "description": entry.name,
+        "color_hint": entry.colour[1:].upper(),
     }
 
 
@@ -220,13 +222,8 @@ def model_assets(weights: Sequence[Path], item: Path) -> Iterator[tuple[str, Jso
     """The files of weights (MLM extension, "Model Asset")."""
     for number, path in enumerate(weights, 1):
         asset = file_asset(path, item, f"Weights of {path.parent.name}", SAFETENSORS, ["mlm:model", "mlm:weights"])
-        yield (
-            ("model" if number == 1 else f"model_{number}"),
-            {
-                **asset,
-                "mlm:artifact_type": "safetensors.torch.save_file",
-            },
-        )
+        name = "model" if number == 1 else f"model_{number}"
+        yield name, {**asset, "mlm:artifact_type": "safetensors.torch.save_file"}
 
 
 def network(weights: Path, name: str, legend: Legend, window_pixels: int) -> Json:
